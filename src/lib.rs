@@ -1,0 +1,13 @@
+//! Gangplank stands at the API server's door and turns away the configurations that burn GPU money
+//! or drop requests, and fills in the safe ones.
+//!
+//! The core is pure: [`review::review`] takes a policy, facts, an object and the time, and says what
+//! it finds. The webhook, the audit and `gangplank check` are edges around that one function.
+
+pub mod edit;
+pub mod facts;
+pub mod finding;
+pub mod policy;
+pub mod review;
+pub mod rules;
+pub mod subject;

@@ -1,0 +1,812 @@
+//! The policy: what a platform team decided, read strictly.
+//!
+//! A policy file is one document of `apiVersion: gangplank.dev/v1alpha1`, `kind: Policy`. Unknown
+//! members, rules and values are errors that name the place; nothing is ignored silently. What the
+//! file leaves out has the value that `policies/default.yaml` documents.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use globset::{GlobBuilder, GlobMatcher};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    facts::{Facts, Known},
+    finding::{FieldPath, Level},
+    rules::{self, Params, RULES, Rule},
+    subject::Subject,
+};
+
+/// The API version of the policy file.
+pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
+
+/// The policy that holds where no file is given.
+pub const DEFAULT: &str = include_str!("../policies/default.yaml");
+
+/// Why a policy could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct PolicyError {
+    /// The member that it is about.
+    pub path: FieldPath,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Reads a value strictly; the error names the member.
+///
+/// # Errors
+/// Where the value is not of the type: a wrong type, an unknown member, a value out of range.
+pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, PolicyError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let mut path = FieldPath::new();
+        for segment in error.path() {
+            path = match segment {
+                serde_path_to_error::Segment::Seq { index } => path.index(*index),
+                serde_path_to_error::Segment::Map { key } => path.key(key),
+                serde_path_to_error::Segment::Enum { variant } => path.key(variant),
+                serde_path_to_error::Segment::Unknown => path,
+            };
+        }
+        PolicyError {
+            path,
+            message: error.into_inner().to_string(),
+        }
+    })
+}
+
+/// The policy file as it is written.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyFile {
+    /// `gangplank.dev/v1alpha1`.
+    pub api_version: String,
+    /// `Policy`.
+    pub kind: String,
+    /// Whether anything is denied or filled at all.
+    pub mode: Mode,
+    /// What becomes of a violation that the old object already had.
+    pub existing_violations: ExistingViolations,
+    /// Levels and parameters by rule id.
+    pub rules: BTreeMap<String, RuleFile>,
+    /// Levels and parameters for some namespaces; the last one that matches wins.
+    pub overrides: Vec<OverrideFile>,
+    /// Which namespaces serve production traffic.
+    pub production: NamespacesFile,
+    /// The scheduler that places groups of pods all or nothing.
+    pub gang_scheduler: GangScheduler,
+    /// Workloads that keep spare capacity warm, as `<namespace>/<kind>/<name>`.
+    pub warm_pools: Vec<String>,
+    /// Bounds of what exemptions may do.
+    pub exemptions: ExemptionsFile,
+    /// What this site adds to the catalogues.
+    pub catalog: CatalogFile,
+}
+
+/// Whether anything is denied or filled at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// Denials deny, fills fill.
+    #[default]
+    Enforce,
+    /// Everything is evaluated; denials become warnings and nothing is filled.
+    DryRun,
+}
+
+/// What becomes of a violation that the old object already had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExistingViolations {
+    /// It warns.
+    #[default]
+    Warn,
+    /// It is denied like any other.
+    Deny,
+}
+
+/// The level that a policy gives a rule.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleLevel {
+    /// The rule is not run.
+    Off,
+    /// Reports and metrics only.
+    Audit,
+    /// A warning to whoever writes the object.
+    Warn,
+    /// The object is refused.
+    Deny,
+}
+
+impl RuleLevel {
+    /// The level of a finding; none where the rule is off.
+    pub const fn level(self) -> Option<Level> {
+        match self {
+            Self::Off => None,
+            Self::Audit => Some(Level::Audit),
+            Self::Warn => Some(Level::Warn),
+            Self::Deny => Some(Level::Deny),
+        }
+    }
+}
+
+/// What a policy says of a rule.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RuleFile {
+    /// Instead of the rule's default level.
+    pub level: Option<RuleLevel>,
+    /// The rule's parameters; what is left out keeps its default.
+    pub params: Option<Value>,
+}
+
+/// Levels and parameters for some namespaces.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct OverrideFile {
+    /// Names and patterns (`team-*`) of namespaces.
+    pub namespaces: Vec<String>,
+    /// Labels of namespaces.
+    pub namespace_selector: LabelSelector,
+    /// Levels and parameters by rule id.
+    pub rules: BTreeMap<String, RuleFile>,
+}
+
+/// Namespaces, by name or label.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamespacesFile {
+    /// Names and patterns of namespaces.
+    pub namespaces: Vec<String>,
+    /// Labels of namespaces.
+    pub namespace_selector: LabelSelector,
+}
+
+/// Labels that all have to be there.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct LabelSelector {
+    /// Keys and values.
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// The scheduler that places groups of pods all or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct GangScheduler {
+    /// Which one.
+    pub name: SchedulerName,
+    /// Its version, as `0.18`; one that is not declared counts as older than every feature.
+    pub version: Option<SchedulerVersion>,
+    /// The `schedulerName` its pods carry; the project's own default where left out.
+    pub scheduler_name: Option<String>,
+    /// Whether a model server whose ranks all fit one pod has to go there too.
+    pub single_pod: SinglePod,
+    /// The queue by namespace: a name or a pattern; an exact name wins, then the longest pattern.
+    pub queues: BTreeMap<String, String>,
+}
+
+impl Default for GangScheduler {
+    fn default() -> Self {
+        Self {
+            name: SchedulerName::Kai,
+            version: Some(SchedulerVersion {
+                major: 0,
+                minor: 18,
+            }),
+            scheduler_name: None,
+            single_pod: SinglePod::Auto,
+            queues: BTreeMap::new(),
+        }
+    }
+}
+
+/// The gang schedulers known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SchedulerName {
+    /// KAI Scheduler.
+    Kai,
+    /// Volcano.
+    Volcano,
+    /// The native `PodGroup`s of Kubernetes.
+    Kubernetes,
+    /// Apache YuniKorn.
+    Yunikorn,
+    /// The coscheduling plugin of scheduler-plugins.
+    Coscheduling,
+    /// NVIDIA Run:ai.
+    Runai,
+    /// Whichever the cluster serves.
+    Auto,
+    /// None: groups cannot be placed all or nothing here.
+    None,
+}
+
+impl SchedulerName {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kai => "kai",
+            Self::Volcano => "volcano",
+            Self::Kubernetes => "kubernetes",
+            Self::Yunikorn => "yunikorn",
+            Self::Coscheduling => "coscheduling",
+            Self::Runai => "runai",
+            Self::Auto => "auto",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A version of a scheduler, by its first two numbers.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct SchedulerVersion {
+    /// The first number.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+}
+
+impl TryFrom<String> for SchedulerVersion {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let mut numbers = text.strip_prefix('v').unwrap_or(&text).split('.');
+        let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+        match (next(), next()) {
+            (Some(major), Some(minor)) => Ok(Self { major, minor }),
+            _ => Err(format!("\"{text}\" is no version; write it as \"0.18\"")),
+        }
+    }
+}
+
+impl From<SchedulerVersion> for String {
+    fn from(version: SchedulerVersion) -> Self {
+        format!("{}.{}", version.major, version.minor)
+    }
+}
+
+/// Whether a model server whose ranks all fit one pod has to go to the gang scheduler too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SinglePod {
+    /// Yes, except that where the cluster is known not to serve that scheduler it is a warning.
+    #[default]
+    Auto,
+    /// Yes.
+    Require,
+    /// A warning.
+    Warn,
+    /// No: any scheduler places one pod as a whole.
+    Allow,
+}
+
+/// Bounds of what exemptions may do.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExemptionsFile {
+    /// How many days ahead a new exemption may end.
+    pub max_days: u32,
+    /// Exemptions of whole namespaces.
+    pub namespaces: Vec<NamespaceExemption>,
+    /// Users and groups whose own right to exempt does not count.
+    pub review_required: Vec<String>,
+}
+
+impl Default for ExemptionsFile {
+    fn default() -> Self {
+        Self {
+            max_days: 90,
+            namespaces: Vec::new(),
+            review_required: Vec::new(),
+        }
+    }
+}
+
+/// An exemption of whole namespaces from one rule.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamespaceExemption {
+    /// Names and patterns of namespaces.
+    pub namespaces: Vec<String>,
+    /// The rule's id.
+    pub rule: String,
+    /// The last day (UTC) it holds, as `2027-01-31`.
+    pub until: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What this site adds to the catalogues.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct CatalogFile {
+    /// Metric names and what they mean.
+    pub metrics: Vec<Value>,
+    /// Model servers and their flags.
+    pub engines: Vec<Value>,
+    /// Instance types and families and what they hold.
+    pub instances: Vec<Value>,
+}
+
+/// A policy that was read and checked.
+#[derive(Debug)]
+pub struct Policy {
+    /// Whether anything is denied or filled at all.
+    pub mode: Mode,
+    /// What becomes of a violation that the old object already had.
+    pub existing_violations: ExistingViolations,
+    /// The scheduler that places groups of pods all or nothing.
+    pub gang_scheduler: GangScheduler,
+    settings: BTreeMap<&'static str, Setting>,
+    overrides: Vec<Override>,
+    production: Namespaces,
+    queues: Vec<(Pattern, String)>,
+    hash: String,
+}
+
+#[derive(Clone)]
+struct Setting {
+    level: RuleLevel,
+    params: Params,
+}
+
+impl std::fmt::Debug for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setting")
+            .field("level", &self.level)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Override {
+    namespaces: Namespaces,
+    settings: BTreeMap<&'static str, (Option<RuleLevel>, Option<Params>)>,
+}
+
+/// A set of namespaces.
+#[derive(Debug, Default)]
+struct Namespaces {
+    patterns: Vec<Pattern>,
+    labels: BTreeMap<String, String>,
+}
+
+/// A name, or a pattern with `*` and `?`.
+#[derive(Clone, Debug)]
+struct Pattern {
+    text: String,
+    matcher: Option<GlobMatcher>,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Result<Self, String> {
+        let matcher = if text.contains(['*', '?', '[', '{']) {
+            let glob = GlobBuilder::new(text)
+                .literal_separator(false)
+                .build()
+                .map_err(|error| format!("\"{text}\" is no pattern: {}", error.kind()))?;
+            Some(glob.compile_matcher())
+        } else {
+            None
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            matcher,
+        })
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        self.matcher
+            .as_ref()
+            .map_or(self.text == name, |matcher| matcher.is_match(name))
+    }
+}
+
+impl Namespaces {
+    fn read(
+        path: &FieldPath,
+        names: &[String],
+        selector: &LabelSelector,
+    ) -> Result<Self, PolicyError> {
+        let patterns = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| {
+                Pattern::new(name).map_err(|message| PolicyError {
+                    path: path.clone().key("namespaces").index(index),
+                    message,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            patterns,
+            labels: selector.match_labels.clone(),
+        })
+    }
+
+    /// A namespace whose labels are not known matches no selector.
+    fn contain(&self, namespace: &str, facts: &Facts) -> bool {
+        if self
+            .patterns
+            .iter()
+            .any(|pattern| pattern.matches(namespace))
+        {
+            return true;
+        }
+        if self.labels.is_empty() {
+            return false;
+        }
+        match facts.namespace_labels(namespace) {
+            Known::Present(labels) => self
+                .labels
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value)),
+            Known::Absent | Known::Unknown => false,
+        }
+    }
+}
+
+/// What holds for one rule on one object.
+#[derive(Clone)]
+pub struct Effective<'p> {
+    /// The level.
+    pub level: RuleLevel,
+    /// The parameters.
+    pub params: &'p Params,
+}
+
+impl Policy {
+    /// Checks a policy document.
+    ///
+    /// # Errors
+    /// Names the member that is wrong, and why.
+    pub fn from_document(document: &Value) -> Result<Self, PolicyError> {
+        let file: PolicyFile = from_value(document)?;
+        let wrong = |path: FieldPath, message: String| PolicyError { path, message };
+        if file.api_version != API_VERSION {
+            return Err(wrong(
+                FieldPath::of(&["apiVersion"]),
+                format!("is \"{}\", expected \"{API_VERSION}\"", file.api_version),
+            ));
+        }
+        if file.kind != "Policy" {
+            return Err(wrong(
+                FieldPath::of(&["kind"]),
+                format!("is \"{}\", expected \"Policy\"", file.kind),
+            ));
+        }
+        let mut settings: BTreeMap<&'static str, Setting> = RULES
+            .iter()
+            .map(|rule| {
+                let level = match rule.level {
+                    Level::Deny => RuleLevel::Deny,
+                    Level::Warn => RuleLevel::Warn,
+                    Level::Audit | Level::Info => RuleLevel::Audit,
+                };
+                (
+                    rule.id,
+                    Setting {
+                        level,
+                        params: (rule.params.default)(),
+                    },
+                )
+            })
+            .collect();
+        for (rule, level, params) in read_rules(&FieldPath::of(&["rules"]), &file.rules)? {
+            if let Some(setting) = settings.get_mut(rule.id) {
+                setting.level = level.unwrap_or(setting.level);
+                if let Some(params) = params {
+                    setting.params = params;
+                }
+            }
+        }
+        let mut overrides = Vec::new();
+        for (index, written) in file.overrides.iter().enumerate() {
+            let path = FieldPath::of(&["overrides"]).index(index);
+            let namespaces =
+                Namespaces::read(&path, &written.namespaces, &written.namespace_selector)?;
+            if namespaces.patterns.is_empty() && namespaces.labels.is_empty() {
+                return Err(wrong(
+                    path,
+                    "names no namespace: give it namespaces or a namespaceSelector".to_owned(),
+                ));
+            }
+            let settings = read_rules(&path.key("rules"), &written.rules)?
+                .into_iter()
+                .map(|(rule, level, params)| (rule.id, (level, params)))
+                .collect();
+            overrides.push(Override {
+                namespaces,
+                settings,
+            });
+        }
+        let production = Namespaces::read(
+            &FieldPath::of(&["production"]),
+            &file.production.namespaces,
+            &file.production.namespace_selector,
+        )?;
+        let mut queues = Vec::new();
+        for (namespace, queue) in &file.gang_scheduler.queues {
+            let path = FieldPath::of(&["gangScheduler", "queues"]).key(namespace);
+            if queue.is_empty() {
+                return Err(wrong(path, "names no queue".to_owned()));
+            }
+            let pattern = Pattern::new(namespace).map_err(|message| wrong(path, message))?;
+            queues.push((pattern, queue.clone()));
+        }
+        // An exact name first, then the longest pattern.
+        queues.sort_by_key(|(pattern, _)| {
+            (
+                pattern.matcher.is_some(),
+                std::cmp::Reverse(pattern.text.len()),
+            )
+        });
+        for (index, exemption) in file.exemptions.namespaces.iter().enumerate() {
+            let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
+            if rules::rule(&exemption.rule).is_none() {
+                return Err(wrong(path.key("rule"), no_such_rule(&exemption.rule)));
+            }
+            if let Err(error) = exemption.until.parse::<jiff::civil::Date>() {
+                return Err(wrong(
+                    path.key("until"),
+                    format!(
+                        "\"{}\" is no date; write it as 2027-01-31 ({error})",
+                        exemption.until
+                    ),
+                ));
+            }
+        }
+        Ok(Self {
+            mode: file.mode,
+            existing_violations: file.existing_violations,
+            gang_scheduler: file.gang_scheduler,
+            settings,
+            overrides,
+            production,
+            queues,
+            hash: fingerprint(document),
+        })
+    }
+
+    /// What holds for a rule on an object, by its namespace.
+    pub fn effective(
+        &self,
+        rule: &Rule,
+        subject: &Subject,
+        facts: &Facts,
+    ) -> Option<Effective<'_>> {
+        let setting = self.settings.get(rule.id)?;
+        let mut effective = Effective {
+            level: setting.level,
+            params: &setting.params,
+        };
+        if let Some(namespace) = &subject.namespace {
+            for one in self
+                .overrides
+                .iter()
+                .filter(|one| one.settings.contains_key(rule.id))
+            {
+                if one.namespaces.contain(namespace, facts)
+                    && let Some((level, params)) = one.settings.get(rule.id)
+                {
+                    effective.level = level.unwrap_or(effective.level);
+                    effective.params = params.as_ref().unwrap_or(effective.params);
+                }
+            }
+        }
+        Some(effective)
+    }
+
+    /// Whether some namespace may see this rule at deny: what decides whether its kinds go to the
+    /// webhook that may block a write.
+    pub fn may_deny(&self, rule: &Rule) -> bool {
+        let denies = |level: RuleLevel| level == RuleLevel::Deny;
+        self.mode == Mode::Enforce
+            && (self
+                .settings
+                .get(rule.id)
+                .is_some_and(|setting| denies(setting.level))
+                || self.overrides.iter().any(|one| {
+                    one.settings
+                        .get(rule.id)
+                        .is_some_and(|(level, _)| level.is_some_and(denies))
+                }))
+    }
+
+    /// Whether some namespace sees this rule at all.
+    pub fn may_run(&self, rule: &Rule) -> bool {
+        let runs = |level: RuleLevel| level != RuleLevel::Off;
+        self.settings
+            .get(rule.id)
+            .is_some_and(|setting| runs(setting.level))
+            || self.overrides.iter().any(|one| {
+                one.settings
+                    .get(rule.id)
+                    .is_some_and(|(level, _)| level.is_some_and(runs))
+            })
+    }
+
+    /// Whether a namespace serves production traffic.
+    pub fn is_production(&self, namespace: &str, facts: &Facts) -> bool {
+        self.production.contain(namespace, facts)
+    }
+
+    /// The gang scheduler's queue for a namespace, by the policy's map.
+    pub fn queue_for(&self, namespace: &str) -> Option<&str> {
+        self.queues
+            .iter()
+            .find(|(pattern, _)| pattern.matches(namespace))
+            .map(|(_, queue)| queue.as_str())
+    }
+
+    /// Tells policies apart: the same text gives the same hash on every replica.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+impl Default for Policy {
+    /// The embedded default policy.
+    fn default() -> Self {
+        static DOCUMENT: std::sync::LazyLock<Value> =
+            std::sync::LazyLock::new(|| serde_saphyr::from_str(DEFAULT).unwrap_or_default());
+        // A test reads the embedded policy, so that this can only be the first branch.
+        Self::from_document(&DOCUMENT).unwrap_or_else(|_| Self {
+            mode: Mode::default(),
+            existing_violations: ExistingViolations::default(),
+            gang_scheduler: GangScheduler::default(),
+            settings: BTreeMap::new(),
+            overrides: Vec::new(),
+            production: Namespaces::default(),
+            queues: Vec::new(),
+            hash: String::new(),
+        })
+    }
+}
+
+type RuleSetting = (&'static Rule, Option<RuleLevel>, Option<Params>);
+
+fn read_rules(
+    path: &FieldPath,
+    written: &BTreeMap<String, RuleFile>,
+) -> Result<Vec<RuleSetting>, PolicyError> {
+    written
+        .iter()
+        .map(|(id, setting)| {
+            let path = path.clone().key(id);
+            let Some(rule) = rules::rule(id) else {
+                return Err(PolicyError {
+                    path,
+                    message: no_such_rule(id),
+                });
+            };
+            let params = setting.params.as_ref().map(rule.params.parse).transpose();
+            let params = params.map_err(|error| {
+                let mut place = path.key("params");
+                for segment in error.path.segments() {
+                    place = match segment {
+                        crate::finding::Segment::Key(key) => place.key(key),
+                        crate::finding::Segment::Index(index) => place.index(*index),
+                    };
+                }
+                PolicyError {
+                    path: place,
+                    message: error.message,
+                }
+            })?;
+            Ok((rule, setting.level, params))
+        })
+        .collect()
+}
+
+fn no_such_rule(id: &str) -> String {
+    let known: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
+    format!(
+        "there is no rule \"{id}\"; the rules are {}",
+        known.join(", ")
+    )
+}
+
+/// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
+fn fingerprint(document: &Value) -> String {
+    let hash = document
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("{hash:016x}")
+}
+
+/// A policy shared between the edges.
+pub type Shared = Arc<Policy>;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn with(members: Value) -> Result<Policy, PolicyError> {
+        let mut document = json!({"apiVersion": API_VERSION, "kind": "Policy"});
+        document
+            .as_object_mut()
+            .unwrap()
+            .extend(members.as_object().unwrap().clone());
+        Policy::from_document(&document)
+    }
+
+    fn error(members: Value) -> (String, String) {
+        let error = with(members).unwrap_err();
+        (error.path.to_string(), error.message)
+    }
+
+    #[test]
+    fn the_embedded_default_is_valid_and_says_what_silence_means() {
+        let document: Value = serde_saphyr::from_str(DEFAULT).unwrap();
+        let written = Policy::from_document(&document).unwrap();
+        let silent = with(json!({})).unwrap();
+        assert_eq!(written.mode, silent.mode);
+        assert_eq!(written.existing_violations, silent.existing_violations);
+        assert_eq!(written.gang_scheduler, silent.gang_scheduler);
+        for rule in RULES {
+            assert_eq!(
+                written.settings[rule.id].level, silent.settings[rule.id].level,
+                "{}",
+                rule.id
+            );
+        }
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        assert_eq!(error(json!({"mod": "enforce"})).0, "mod");
+        assert_eq!(error(json!({"mode": "enforcing"})).0, "mode");
+        assert_eq!(
+            error(json!({"rules": {"no-such-rule": {}}})).0,
+            "rules.no-such-rule"
+        );
+        assert_eq!(
+            error(json!({"gangScheduler": {"version": "new"}})).0,
+            "gangScheduler.version"
+        );
+        assert_eq!(
+            error(json!({"overrides": [{"rules": {}}]})).0,
+            "overrides[0]"
+        );
+        assert_eq!(
+            error(json!({"overrides": [{"namespaces": ["a{"]}]})).0,
+            "overrides[0].namespaces[0]"
+        );
+        assert_eq!(error(json!({"kind": "Policies"})).0, "kind");
+    }
+
+    #[test]
+    fn an_exact_namespace_wins_over_patterns_and_longer_patterns_over_shorter() {
+        let queues = json!({"*": "rest", "team-*": "teams", "team-a": "a"});
+        let policy = with(json!({"gangScheduler": {"queues": queues}})).unwrap();
+        assert_eq!(policy.queue_for("team-a"), Some("a"));
+        assert_eq!(policy.queue_for("team-b"), Some("teams"));
+        assert_eq!(policy.queue_for("other"), Some("rest"));
+        assert_eq!(with(json!({})).unwrap().queue_for("team-a"), None);
+    }
+
+    #[test]
+    fn the_hash_follows_the_content() {
+        let hash = |members| with(members).unwrap().hash().to_owned();
+        assert_eq!(hash(json!({})), hash(json!({})));
+        assert_ne!(hash(json!({})), hash(json!({"mode": "dryRun"})));
+    }
+}

@@ -1,0 +1,275 @@
+//! The one question, asked at every door: what does the policy say of this object?
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use json_patch::Patch;
+use serde_json::Value;
+
+use crate::{
+    edit::{Edit, Outcome, Patcher},
+    facts::Facts,
+    finding::{Confidence, Finding, Level, Verdict},
+    policy::{ExistingViolations, Mode, Policy, RuleLevel},
+    rules::{Context, Edits, Findings, RULES, Rule, metadata_read},
+    subject::{Door, Operation, Subject, at},
+};
+
+/// The prefix of the annotations that grant exemptions.
+pub const EXEMPT_PREFIX: &str = "exempt.gangplank.dev/";
+
+/// The answer.
+#[derive(Clone, Debug, Default)]
+pub struct Review {
+    /// What was found and filled: strongest first, then in the order of the rules and fields.
+    pub findings: Vec<Finding>,
+    /// The fills, as a patch on the raw object.
+    pub patch: Patch,
+    /// Why the object was not looked at.
+    pub skipped: Option<Skip>,
+}
+
+impl Review {
+    /// What the findings add up to.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(&self.findings)
+    }
+
+    fn skipped(why: Skip) -> Self {
+        Self {
+            skipped: Some(why),
+            ..Self::default()
+        }
+    }
+}
+
+/// Why an object is allowed without being looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// It is going away, or is only connected to.
+    Operation,
+    /// A subresource is written, not the object.
+    Subresource,
+    /// No rule speaks of its kind.
+    Kind,
+    /// Nothing that a rule reads has changed.
+    Unchanged,
+}
+
+/// Reviews an object. Pure: the same arguments give the same answer.
+pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp) -> Review {
+    if let Some(why) = skip(subject) {
+        return Review::skipped(why);
+    }
+    let rules = || {
+        RULES
+            .iter()
+            .copied()
+            .filter(|rule| rule.covers(subject.group(), &subject.kind))
+    };
+    let mut findings = Vec::new();
+    let mut patch = Patch::default();
+    let mut judged = None;
+    if subject.door != Door::Validate && policy.mode == Mode::Enforce {
+        let mut patcher = Patcher::new(Value::clone(&subject.value));
+        for rule in rules() {
+            findings.extend(fill(rule, policy, facts, subject, now, &mut patcher));
+        }
+        let (value, operations) = patcher.finish();
+        // In `check` silence is filled before the verdict, as it will be in the cluster; what
+        // lives in a cluster is judged as it stands.
+        if !operations.0.is_empty() && subject.door == Door::Check {
+            judged = Some(subject.with_value(value));
+        }
+        patch = operations;
+    }
+    if subject.door != Door::Mutate {
+        let judged = judged.as_ref().unwrap_or(subject);
+        let old = subject.as_it_stood();
+        for rule in rules() {
+            let mut found = check(rule, policy, facts, judged, now);
+            if let Some(old) = &old
+                && policy.existing_violations == ExistingViolations::Warn
+                && found.iter().any(|finding| finding.level == Level::Deny)
+            {
+                ratchet(&mut found, &check(rule, policy, facts, old, now));
+            }
+            findings.extend(found);
+        }
+    }
+    findings.sort_by(|a, b| b.level.cmp(&a.level));
+    Review {
+        findings,
+        patch,
+        skipped: None,
+    }
+}
+
+fn skip(subject: &Subject) -> Option<Skip> {
+    if matches!(subject.operation, Operation::Delete | Operation::Connect)
+        || subject.is_going_away()
+    {
+        return Some(Skip::Operation);
+    }
+    if !subject.subresource.is_empty() {
+        return Some(Skip::Subresource);
+    }
+    if !RULES
+        .iter()
+        .any(|rule| rule.covers(subject.group(), &subject.kind))
+    {
+        return Some(Skip::Kind);
+    }
+    let old = subject.old.as_ref()?;
+    (!changed(subject, old)).then_some(Skip::Unchanged)
+}
+
+/// Whether an update touched anything that a rule reads: the object's own content, or a label or
+/// annotation that is declared to be read. Controllers write status, hashes and revisions to these
+/// objects all day.
+fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
+    const NOT_CONTENT: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
+    let content = |value: &Value| {
+        value.as_object().map(|members| {
+            members
+                .iter()
+                .filter(|(key, _)| !NOT_CONTENT.contains(&key.as_str()))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect::<Vec<_>>()
+        })
+    };
+    if content(&subject.value) != content(old) {
+        return true;
+    }
+    let read = metadata_read(subject.group(), &subject.kind);
+    let differs = |map: &str, key: &str| {
+        at(&subject.value, &["metadata", map, key]) != at(old, &["metadata", map, key])
+    };
+    if read.labels.keys().any(|key| differs("labels", key))
+        || read
+            .annotations
+            .keys()
+            .any(|key| differs("annotations", key))
+    {
+        return true;
+    }
+    let exemptions = |value: &Value| {
+        at(value, &["metadata", "annotations"])
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| key.starts_with(EXEMPT_PREFIX))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect::<Vec<_>>()
+    };
+    exemptions(&subject.value) != exemptions(old)
+}
+
+/// Makes a rule's fills, all of them or none.
+fn fill(
+    rule: &'static Rule,
+    policy: &Policy,
+    facts: &Facts,
+    subject: &Subject,
+    now: Timestamp,
+    patcher: &mut Patcher,
+) -> Vec<Finding> {
+    let (Some(fill), Some(effective)) = (rule.fill, policy.effective(rule, subject, facts)) else {
+        return Vec::new();
+    };
+    if effective.level < RuleLevel::Warn {
+        return Vec::new();
+    }
+    let mut edits = Edits::new();
+    fill(
+        &Context {
+            subject,
+            facts,
+            policy,
+            params: effective.params.as_ref(),
+            now,
+        },
+        &mut edits,
+    );
+    if edits.is_empty() {
+        return Vec::new();
+    }
+    let before = patcher.clone();
+    let mut filled = Vec::new();
+    for one in edits.into_vec() {
+        match patcher.apply(&one.edit) {
+            Outcome::Made => {
+                let (Edit::Set { path, value } | Edit::Append { path, value }) = one.edit;
+                filled.push(Finding {
+                    rule: rule.id,
+                    level: Level::Info,
+                    filled: true,
+                    ..Finding::new(path, one.message).value(value)
+                });
+            }
+            Outcome::Same => {}
+            Outcome::Impossible => {
+                *patcher = before;
+                return Vec::new();
+            }
+        }
+    }
+    filled
+}
+
+/// Judges an object by one rule, with the policy's level applied.
+fn check(
+    rule: &'static Rule,
+    policy: &Policy,
+    facts: &Facts,
+    subject: &Subject,
+    now: Timestamp,
+) -> Vec<Finding> {
+    let Some(effective) = policy.effective(rule, subject, facts) else {
+        return Vec::new();
+    };
+    let Some(level) = effective.level.level() else {
+        return Vec::new();
+    };
+    let mut findings = Findings::new(rule);
+    (rule.check)(
+        &Context {
+            subject,
+            facts,
+            policy,
+            params: effective.params.as_ref(),
+            now,
+        },
+        &mut findings,
+    );
+    let mut found = findings.into_vec();
+    for finding in &mut found {
+        finding.level = if finding.level >= rule.level {
+            level
+        } else {
+            finding.level.min(level)
+        };
+        if finding.confidence == Confidence::Unknown || policy.mode == Mode::DryRun {
+            finding.level = finding.level.min(Level::Warn);
+        }
+    }
+    found
+}
+
+/// What the old object had already, and no worse, is not this write's doing.
+fn ratchet(found: &mut [Finding], before: &[Finding]) {
+    for finding in found
+        .iter_mut()
+        .filter(|finding| finding.level == Level::Deny)
+    {
+        let had = before.iter().any(|old| {
+            old.rule == finding.rule
+                && old.fingerprint == finding.fingerprint
+                && old.severity >= finding.severity
+        });
+        if had {
+            finding.level = Level::Warn;
+            finding.ratcheted = true;
+        }
+    }
+}

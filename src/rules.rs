@@ -1,0 +1,372 @@
+//! The rules: one file each below this module, declared once with [`declare_rule!`]. What is said
+//! there feeds the documentation, the policy's schema, reports, and the webhook configurations.
+
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    edit::Edit,
+    facts::Facts,
+    finding::{FieldPath, Finding, Level},
+    policy::Policy,
+    subject::Subject,
+};
+
+pub mod kinds;
+
+/// Every rule, in the order in which findings of one field are shown.
+pub static RULES: &[&Rule] = &[];
+
+/// The rule of that id.
+pub fn rule(id: &str) -> Option<&'static Rule> {
+    RULES.iter().copied().find(|rule| rule.id == id)
+}
+
+/// Which part of the product a rule belongs to; also its folder below `rules/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// What autoscalers scale on.
+    Signals,
+    /// Karpenter NodePools.
+    NodePools,
+    /// Model servers.
+    Workloads,
+    /// Exceptions from rules.
+    Exemptions,
+}
+
+/// A kind that a rule speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The kind.
+    pub kind: &'static str,
+    /// The plural that the API server routes by.
+    pub resource: &'static str,
+    /// The versions that the webhook is registered for. Others reach it converted
+    /// (`matchPolicy: Equivalent`), and files are read in any version.
+    pub versions: &'static [&'static str],
+    /// Whether objects live in a namespace.
+    pub namespaced: bool,
+    /// How the API server tells, by itself, an object of this kind that we have no say in.
+    pub relevance: kinds::Relevance,
+}
+
+/// Everything that is known of a rule. Made by [`declare_rule!`].
+pub struct Rule {
+    /// Kebab-case, as in the policy file and every output.
+    pub id: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Which part of the product it belongs to.
+    pub group: Group,
+    /// The kinds it speaks of.
+    pub kinds: &'static [&'static Kind],
+    /// The labels of the object that it reads.
+    pub labels: &'static [&'static str],
+    /// The annotations of the object that it reads.
+    pub annotations: &'static [&'static str],
+    /// Its level where the policy says nothing. A finding that the rule itself makes weaker stays
+    /// weaker whatever the policy's level.
+    pub level: Level,
+    /// What it may fill in, in words; `None` for a rule that only judges.
+    pub fills: Option<&'static str>,
+    /// The doc comment of its declaration, a line each.
+    pub docs: &'static [&'static str],
+    /// Its parameters.
+    pub params: ParamsType,
+    /// Judges an object.
+    pub check: fn(&Context<'_>, &mut Findings),
+    /// Fills silence.
+    pub fill: Option<fn(&Context<'_>, &mut Edits)>,
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Rule {
+    /// Whether the rule speaks of that kind, in any version.
+    pub fn covers(&self, group: &str, kind: &str) -> bool {
+        self.kinds
+            .iter()
+            .any(|covered| covered.group == group && covered.kind == kind)
+    }
+
+    /// Where its page is found.
+    pub fn help(&self) -> String {
+        format!(
+            "{}/blob/main/policies/RULES.md#{}",
+            env!("CARGO_PKG_REPOSITORY"),
+            self.id
+        )
+    }
+
+    /// The doc comment as Markdown.
+    pub fn documentation(&self) -> String {
+        let mut out = String::new();
+        for line in self.docs {
+            out.push_str(line.strip_prefix(' ').unwrap_or(line));
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// Parameters of a rule, after they were read and checked.
+pub type Params = Arc<dyn Any + Send + Sync>;
+
+/// How a rule's parameters are read.
+#[derive(Clone, Copy)]
+pub struct ParamsType {
+    /// Reads them; the error names the member it is about.
+    pub parse: fn(&Value) -> Result<Params, ParamsError>,
+    /// What holds where the policy says nothing.
+    pub default: fn() -> Params,
+    /// Their JSON Schema.
+    pub schema: fn() -> Value,
+}
+
+/// Why parameters could not be read.
+#[derive(Debug)]
+pub struct ParamsError {
+    /// The member below `params`.
+    pub path: FieldPath,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Rules without parameters.
+#[derive(Clone, Copy, Debug, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
+
+impl ParamsType {
+    /// The functions for one parameter type.
+    pub const fn of<P>() -> Self
+    where
+        P: DeserializeOwned + Default + JsonSchema + Send + Sync + 'static,
+    {
+        Self {
+            parse: |value| match crate::policy::from_value::<P>(value) {
+                Ok(params) => Ok(Arc::new(params)),
+                Err(error) => Err(ParamsError {
+                    path: error.path,
+                    message: error.message,
+                }),
+            },
+            default: || Arc::new(P::default()),
+            schema: || schemars::schema_for!(P).to_value(),
+        }
+    }
+}
+
+/// What a rule sees. `P` are its parameters.
+#[derive(Debug)]
+pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
+    /// The object under review.
+    pub subject: &'a Subject,
+    /// What else is known.
+    pub facts: &'a Facts,
+    /// The policy in force, with the catalogues.
+    pub policy: &'a Policy,
+    /// The rule's parameters, as they hold for this object's namespace.
+    pub params: &'a P,
+    /// The time of the review.
+    pub now: Timestamp,
+}
+
+impl<'a> Context<'a> {
+    /// With the parameters under their own type; used by [`declare_rule!`].
+    pub fn typed<P: Send + Sync + 'static>(&self) -> Option<Context<'a, P>> {
+        Some(Context {
+            subject: self.subject,
+            facts: self.facts,
+            policy: self.policy,
+            params: self.params.downcast_ref::<P>()?,
+            now: self.now,
+        })
+    }
+}
+
+/// Takes what a rule finds.
+#[derive(Debug)]
+pub struct Findings {
+    rule: &'static Rule,
+    list: Vec<Finding>,
+}
+
+impl Findings {
+    /// For the findings of one rule.
+    pub fn new(rule: &'static Rule) -> Self {
+        Self {
+            rule,
+            list: Vec::new(),
+        }
+    }
+
+    /// Reports at the rule's full level.
+    pub fn report(&mut self, finding: Finding) {
+        self.report_at(self.rule.level, finding);
+    }
+
+    /// Reports at a level of its own, weaker than the rule's.
+    pub fn report_at(&mut self, level: Level, finding: Finding) {
+        self.list.push(Finding {
+            rule: self.rule.id,
+            level,
+            ..finding
+        });
+    }
+
+    /// What was reported.
+    pub fn into_vec(self) -> Vec<Finding> {
+        self.list
+    }
+}
+
+/// Takes what a rule fills. The edits of one rule are made together or not at all.
+#[derive(Debug)]
+pub struct Edits {
+    list: Vec<Fill>,
+}
+
+/// One value filled in, and what to say of it.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// The edit.
+    pub edit: Edit,
+    /// Why that value.
+    pub message: String,
+}
+
+impl Edits {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self { list: Vec::new() }
+    }
+
+    /// Gives a silent member its value.
+    pub fn set(&mut self, path: FieldPath, value: impl Into<Value>, message: impl Into<String>) {
+        let edit = Edit::Set {
+            path,
+            value: value.into(),
+        };
+        self.list.push(Fill {
+            edit,
+            message: message.into(),
+        });
+    }
+
+    /// Appends an element to a list.
+    pub fn append(&mut self, path: FieldPath, value: impl Into<Value>, message: impl Into<String>) {
+        let edit = Edit::Append {
+            path,
+            value: value.into(),
+        };
+        self.list.push(Fill {
+            edit,
+            message: message.into(),
+        });
+    }
+
+    /// Whether nothing is filled.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// What is to be filled.
+    pub fn into_vec(self) -> Vec<Fill> {
+        self.list
+    }
+}
+
+impl Default for Edits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The labels and annotations that some rule reads on objects of a kind.
+pub fn metadata_read(group: &str, kind: &str) -> MetadataRead {
+    let mut read = MetadataRead::default();
+    for rule in RULES.iter().filter(|rule| rule.covers(group, kind)) {
+        for label in rule.labels {
+            read.labels.insert(label, ());
+        }
+        for annotation in rule.annotations {
+            read.annotations.insert(annotation, ());
+        }
+    }
+    read
+}
+
+/// Keys of labels and annotations, sorted.
+#[derive(Clone, Debug, Default)]
+pub struct MetadataRead {
+    /// Label keys.
+    pub labels: BTreeMap<&'static str, ()>,
+    /// Annotation keys.
+    pub annotations: BTreeMap<&'static str, ()>,
+}
+
+/// Declares a rule: its documentation as a doc comment under the headings *What it finds*, *Why it
+/// hurts*, *Example* (a YAML block that the rule reports), *Instead* (one that it does not) and
+/// *Sources*, then its facts.
+#[macro_export]
+macro_rules! declare_rule {
+    (
+        $(#[doc = $doc:literal])+
+        $vis:vis static $name:ident = Rule {
+            id: $id:literal,
+            summary: $summary:literal,
+            group: $group:ident,
+            kinds: $kinds:expr,
+            labels: $labels:expr,
+            annotations: $annotations:expr,
+            level: $level:ident,
+            fills: $fills:expr,
+            params: $params:ty,
+            check: $check:path
+            $(, fill: $fill:path)?
+            $(,)?
+        }
+    ) => {
+        $(#[doc = $doc])+
+        $vis static $name: $crate::rules::Rule = $crate::rules::Rule {
+            id: $id,
+            summary: $summary,
+            group: $crate::rules::Group::$group,
+            kinds: $kinds,
+            labels: $labels,
+            annotations: $annotations,
+            level: $crate::finding::Level::$level,
+            fills: $fills,
+            docs: &[$($doc),+],
+            params: $crate::rules::ParamsType::of::<$params>(),
+            check: |context, findings| {
+                if let Some(context) = context.typed::<$params>() {
+                    $check(&context, findings);
+                }
+            },
+            fill: $crate::declare_rule!(@fill $params $(, $fill)?),
+        };
+    };
+    (@fill $params:ty) => { None };
+    (@fill $params:ty, $fill:path) => {
+        Some(|context, edits| {
+            if let Some(context) = context.typed::<$params>() {
+                $fill(&context, edits);
+            }
+        })
+    };
+}
