@@ -4,6 +4,7 @@
 //! The core is pure: [`review::review`] takes a policy, facts, an object and the time, and says what
 //! it finds. The webhook, the audit and `gangplank check` are edges around that one function.
 
+pub mod catalog;
 pub mod edit;
 pub mod facts;
 pub mod finding;

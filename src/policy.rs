@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
+    catalog::Catalog,
     facts::{Facts, Known},
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
@@ -353,6 +354,7 @@ pub struct Policy {
     overrides: Vec<Override>,
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
+    catalog: Catalog,
     hash: String,
 }
 
@@ -576,6 +578,7 @@ impl Policy {
             overrides,
             production,
             queues,
+            catalog: Catalog::default(),
             hash: fingerprint(document),
         })
     }
@@ -651,6 +654,11 @@ impl Policy {
             .map(|(_, queue)| queue.as_str())
     }
 
+    /// The catalogues, with what this site adds.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Tells policies apart: the same text gives the same hash on every replica.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -671,6 +679,7 @@ impl Default for Policy {
             overrides: Vec::new(),
             production: Namespaces::default(),
             queues: Vec::new(),
+            catalog: Catalog::default(),
             hash: String::new(),
         })
     }

@@ -17,6 +17,9 @@ use crate::{
 };
 
 pub mod kinds;
+pub mod node_pools;
+pub mod signals;
+pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
 pub static RULES: &[&Rule] = &[];

@@ -1,0 +1,1 @@
+//! What autoscalers scale on.
