@@ -131,6 +131,11 @@ fn recent_kubectl() -> Option<PathBuf> {
     (release(text.strip_prefix('v')?)? >= KUBECTL_MINIMUM).then_some(program)
 }
 
+/// Whether the user's shell would find this program.
+pub(crate) fn is_on_path(name: &str) -> bool {
+    on_path(name).is_some()
+}
+
 fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)
         .map(|folder| folder.join(name))

@@ -53,7 +53,6 @@ impl Cluster {
             .prefix("gangplank-")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        let pki = Pki::create(dir.path())?;
         let [etcd_address, etcd_peer, apiserver_address] = free_addresses()?;
 
         let etcd_log = dir.path().join("etcd.log");
@@ -70,6 +69,8 @@ impl Cluster {
             // Nothing here has to survive a power cut.
             .arg("--unsafe-no-fsync");
         let mut etcd = Leashed::spawn(command)?;
+        // From here on the folder is on etcd's leash, and keys may go into it.
+        let pki = Pki::create(dir.path())?;
         listening(&mut etcd, etcd_address).with_context(|| tail(&etcd_log, 15))?;
 
         let apiserver_log = dir.path().join("kube-apiserver.log");

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ChildStderr, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -114,15 +114,27 @@ impl Gangplank {
         self.process.wait(deadline)
     }
 
+    /// The exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
     /// Ends it as a failing node would, at once.
     pub(crate) fn kill(&mut self) -> Result<ExitStatus> {
         self.process.kill()
     }
 }
 
-/// The lines of standard error.
+/// What came through standard error.
 #[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct Log(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    lines: Vec<String>,
+    /// Nothing will follow.
+    closed: bool,
+}
 
 impl Log {
     /// Collects lines until the pipe closes.
@@ -130,24 +142,23 @@ impl Log {
         let log = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                log.0
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(line);
+                log.lock().lines.push(line);
             }
+            log.lock().closed = true;
         });
     }
 
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn text(&self) -> String {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .join("\n")
+        self.lock().lines.join("\n")
     }
 
     fn find(&self, message: &str) -> Option<Value> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines
+        self.lock()
+            .lines
             .iter()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .find(|line| {
@@ -159,8 +170,8 @@ impl Log {
     /// The first line with this message; an error if the process ends without it.
     fn wait(&self, message: &str, mut ended: impl FnMut() -> Option<ExitStatus>) -> Result<Value> {
         let outcome = eventually(format_args!("gangplank logs {message:?}"), SOON, || {
-            // In this order: the line may be its last.
-            let status = ended();
+            // In this order: the line may be its last, and the last lines tell why it ended.
+            let status = ended().filter(|_| self.lock().closed);
             self.find(message).map(Ok).or_else(|| status.map(Err))
         })?;
         match outcome {

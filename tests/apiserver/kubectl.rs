@@ -91,6 +91,8 @@ impl Kubectl {
     pub(crate) fn run<S: AsRef<OsStr>>(&self, args: &[S], stdin: Option<&str>) -> Result<Answer> {
         let mut command = Command::new(&self.program);
         command
+            // Paths of manifests are those of the repository.
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
             .env("HOME", &self.home)
             .env("KUBECONFIG", &self.kubeconfig)
             // Discovery on loopback costs nothing, and a kubectl that outlives us by a moment must
