@@ -3,4 +3,7 @@
 #[path = "../apiserver/mod.rs"]
 mod harness;
 
+mod admission;
 mod apiserver;
+mod docs;
+mod fixtures;
