@@ -5,5 +5,7 @@ mod harness;
 
 mod admission;
 mod apiserver;
+mod check;
 mod docs;
 mod fixtures;
+mod serve;
