@@ -11,4 +11,5 @@ pub mod finding;
 pub mod policy;
 pub mod review;
 pub mod rules;
+pub mod signal;
 pub mod subject;
