@@ -9,6 +9,7 @@ mod vocabulary;
 
 pub use dialect::Dialect;
 pub use name::Name;
+pub(crate) use name::words;
 
 use crate::catalog::metrics::{Meaning, MetricCatalog};
 
