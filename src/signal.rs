@@ -2,14 +2,18 @@
 
 use std::fmt;
 
+mod advice;
 mod dialect;
 mod name;
 mod promql;
+mod sources;
 mod vocabulary;
 
 pub use dialect::Dialect;
 pub use name::Name;
 pub(crate) use name::words;
+pub(crate) use sources::report;
+pub use sources::{Shape, Source, sources};
 
 use crate::catalog::metrics::{Meaning, MetricCatalog};
 
