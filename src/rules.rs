@@ -18,6 +18,7 @@ use crate::{
 
 pub mod kinds;
 pub mod node_pools;
+pub mod page;
 pub mod signals;
 pub mod workloads;
 

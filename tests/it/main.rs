@@ -3,4 +3,9 @@
 #[path = "../apiserver/mod.rs"]
 mod harness;
 
+mod admission;
 mod apiserver;
+mod check;
+mod docs;
+mod fixtures;
+mod serve;
