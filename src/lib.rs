@@ -16,6 +16,7 @@ pub mod policy;
 pub mod report;
 pub mod review;
 pub mod rules;
+pub mod signal;
 pub mod source;
 pub mod subject;
 pub mod telemetry;

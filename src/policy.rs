@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{
+        Catalog,
+        metrics::{MetricCatalog, MetricRow},
+    },
     facts::{Facts, Known},
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
@@ -334,7 +337,7 @@ pub struct NamespaceExemption {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct CatalogFile {
     /// Metric names and what they mean.
-    pub metrics: Vec<Value>,
+    pub metrics: Vec<MetricRow>,
     /// Model servers and their flags.
     pub engines: Vec<Value>,
     /// Instance types and families and what they hold.
@@ -570,6 +573,15 @@ impl Policy {
                 ));
             }
         }
+        let mut catalog = Catalog::default();
+        if !file.catalog.metrics.is_empty() {
+            let metrics =
+                MetricCatalog::with_site(&file.catalog.metrics).map_err(|(index, error)| {
+                    let path = FieldPath::of(&["catalog", "metrics"]).index(index);
+                    wrong(path, error.to_string())
+                })?;
+            catalog.site_metrics = Some(metrics);
+        }
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -578,7 +590,7 @@ impl Policy {
             overrides,
             production,
             queues,
-            catalog: Catalog::default(),
+            catalog,
             hash: fingerprint(document),
         })
     }

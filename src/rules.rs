@@ -23,7 +23,11 @@ pub mod signals;
 pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
-pub static RULES: &[&Rule] = &[];
+pub static RULES: &[&Rule] = &[
+    &signals::gpu_utilization_signal::GPU_UTILIZATION_SIGNAL,
+    &signals::gpu_memory_signal::GPU_MEMORY_SIGNAL,
+    &signals::opaque_signal::OPAQUE_SIGNAL,
+];
 
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {

@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod hpa;
+pub mod scaled_object;
+
 /// The label by which a workload says that it serves a model (`"true"`), or that it does not.
 pub const MODEL_SERVER_LABEL: &str = "gangplank.dev/model-server";
 
