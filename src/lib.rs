@@ -9,6 +9,7 @@ pub mod edit;
 pub mod facts;
 pub mod finding;
 pub mod policy;
+pub mod provenance;
 pub mod review;
 pub mod rules;
 pub mod subject;
