@@ -236,7 +236,7 @@ impl<'v> Evidence<'v> {
     fn of(object: &'v Value) -> Self {
         let applied: Vec<&Value> = entries(object)
             .filter(|entry| entry.applies())
-            .map(|entry| entry.fields())
+            .map(Entry::fields)
             .collect();
         if applied.is_empty() {
             last_applied(object).map_or(Self::None, Self::LastApplied)
@@ -285,7 +285,7 @@ impl<'v> Entry<'v> {
     }
 
     /// The same manager's entry in another list of entries.
-    fn counterpart<'o>(self, object: &'o Value) -> Option<Entry<'o>> {
+    fn counterpart(self, object: &Value) -> Option<Entry<'_>> {
         entries(object).find(|other| {
             ["manager", "operation", "apiVersion"]
                 .iter()
@@ -419,6 +419,10 @@ fn has_default(value: Option<&Value>, default: &Value) -> bool {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
 mod tests {
     use std::sync::Arc;
 
