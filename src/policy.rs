@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, instances::InstanceCatalog},
     facts::{Facts, Known},
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
@@ -578,7 +578,9 @@ impl Policy {
             overrides,
             production,
             queues,
-            catalog: Catalog::default(),
+            catalog: Catalog {
+                instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
+            },
             hash: fingerprint(document),
         })
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub mod duration;
+pub mod gpu;
+pub mod node_pool;
 pub mod quantity;
+pub mod requirement;
 
 /// Where the question comes from. The answer is the same; what counts as evidence of somebody's
 /// writing differs.
