@@ -1,1 +1,9 @@
 //! The integration tests: one binary, so that one API server serves them all.
+
+#[path = "../apiserver/mod.rs"]
+mod harness;
+
+mod admission;
+mod apiserver;
+mod docs;
+mod fixtures;
