@@ -23,7 +23,17 @@ pub mod signals;
 pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
-pub static RULES: &[&Rule] = &[];
+pub static RULES: &[&Rule] = &[
+    &node_pools::gpu_pool_consolidation::GPU_POOL_CONSOLIDATION,
+    &node_pools::gpu_pool_consolidate_after::GPU_POOL_CONSOLIDATE_AFTER,
+    &node_pools::gpu_pool_taint::GPU_POOL_TAINT,
+    &node_pools::gpu_pool_expiry::GPU_POOL_EXPIRY,
+    &node_pools::gpu_pool_limits::GPU_POOL_LIMITS,
+    &node_pools::gpu_pool_spot_only::GPU_POOL_SPOT_ONLY,
+    &node_pools::gpu_pool_single_node::GPU_POOL_SINGLE_NODE,
+    &node_pools::mig_mixed_pool::MIG_MIXED_POOL,
+    &node_pools::gpu_capable_pool::GPU_CAPABLE_POOL,
+];
 
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {

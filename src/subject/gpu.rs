@@ -213,6 +213,7 @@ impl Asked {
                 && let Some(allowed) = Allowed::new(Operator::In, &values)
             {
                 let row = Row {
+                    index: 0,
                     key: label,
                     operator: Operator::In,
                     values: values.to_vec(),

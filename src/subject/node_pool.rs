@@ -50,6 +50,8 @@ pub struct NodePool<'a> {
 /// One row of `requirements`.
 #[derive(Clone, Debug)]
 pub struct Row<'a> {
+    /// Its position in the list.
+    pub index: usize,
     /// The label.
     pub key: &'a str,
     /// How it is compared.
@@ -113,6 +115,11 @@ impl<'a> NodePool<'a> {
         })
     }
 
+    /// The raw object.
+    pub const fn object(&self) -> &'a Value {
+        self.object
+    }
+
     fn at(&self, keys: &[&str]) -> Option<&'a Value> {
         at(self.object, keys).filter(|value| !value.is_null())
     }
@@ -130,24 +137,27 @@ impl<'a> NodePool<'a> {
 
     /// The readable rows of `requirements`; labels that say nothing of the machine included.
     pub fn requirements(&self) -> impl Iterator<Item = Row<'a>> + use<'a> {
-        self.list(REQUIREMENTS).filter_map(|row| {
-            let key = row.get("key")?.as_str()?;
-            let operator = Operator::parse(row.get("operator")?.as_str()?)?;
-            let values: Vec<String> = row
-                .get("values")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .filter_map(scalar)
-                .collect();
-            let allowed = Allowed::new(operator, &values)?;
-            Some(Row {
-                key,
-                operator,
-                values,
-                allowed,
+        self.list(REQUIREMENTS)
+            .enumerate()
+            .filter_map(|(index, row)| {
+                let key = row.get("key")?.as_str()?;
+                let operator = Operator::parse(row.get("operator")?.as_str()?)?;
+                let values: Vec<String> = row
+                    .get("values")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(scalar)
+                    .collect();
+                let allowed = Allowed::new(operator, &values)?;
+                Some(Row {
+                    index,
+                    key,
+                    operator,
+                    values,
+                    allowed,
+                })
             })
-        })
     }
 
     /// The labels that its nodes get.
