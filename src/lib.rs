@@ -13,6 +13,7 @@ pub mod facts;
 pub mod finding;
 pub mod metrics;
 pub mod policy;
+pub mod provenance;
 pub mod report;
 pub mod review;
 pub mod rules;

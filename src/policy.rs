@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::{
     catalog::{
         Catalog,
+        instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
     facts::{Facts, Known},
@@ -619,7 +620,10 @@ impl Policy {
                 ));
             }
         }
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog {
+            instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
+            ..Catalog::default()
+        };
         if !file.catalog.metrics.is_empty() {
             let metrics =
                 MetricCatalog::with_site(&file.catalog.metrics).map_err(|(index, error)| {

@@ -4,7 +4,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod duration;
+pub mod gpu;
 pub mod hpa;
+pub mod node_pool;
+pub mod quantity;
+pub mod requirement;
 pub mod scaled_object;
 
 /// The label by which a workload says that it serves a model (`"true"`), or that it does not.
