@@ -6,6 +6,7 @@
 
 pub mod catalog;
 pub mod edit;
+pub mod engine;
 pub mod facts;
 pub mod finding;
 pub mod policy;

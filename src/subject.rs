@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod pod_template;
+
 /// Where the question comes from. The answer is the same; what counts as evidence of somebody's
 /// writing differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
