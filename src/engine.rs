@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::{
     catalog::engines::{DataRanks, Engine, Engines, Setting, Silent},
+    facts::Facts,
     finding::{Confidence, FieldPath},
     subject::{
         at,
@@ -31,8 +32,22 @@ const MAX_DEPTH: usize = 4;
 /// Most words of one container that are read.
 const MAX_WORDS: usize = 20_000;
 
-/// Looks up a ConfigMap by name; `None` where it is not known.
-pub type ConfigMaps<'a> = &'a dyn Fn(&str) -> Option<&'a Value>;
+/// The ConfigMaps of one namespace, as far as they are known.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigMaps<'a> {
+    /// What is known.
+    pub facts: &'a Facts,
+    /// The namespace; none for a file that leaves it open.
+    pub namespace: Option<&'a str>,
+}
+
+impl<'a> ConfigMaps<'a> {
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.facts
+            .object("", "ConfigMap", self.namespace, name)
+            .present()
+    }
+}
 
 /// How far a pod's engine spreads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,7 +268,7 @@ impl Environment {
         for (index, source) in list("envFrom") {
             let data = at(source, &["configMapRef", "name"])
                 .and_then(Value::as_str)
-                .and_then(|name| (around.config_maps)(name))
+                .and_then(|name| around.config_maps.get(name))
                 .and_then(|map| map.get("data")?.as_object());
             let Some(data) = data else {
                 this.open = true;
@@ -344,7 +359,7 @@ fn from_config_map(variable: &Value, around: &Surroundings<'_>) -> Variable {
     let reference = at(variable, &["valueFrom", "configMapKeyRef"]);
     let text = |key: &str| reference.and_then(|reference| reference.get(key)?.as_str());
     let value = text("name")
-        .and_then(|name| (around.config_maps)(name))
+        .and_then(|name| around.config_maps.get(name))
         .zip(text("key"))
         .and_then(|(map, key)| at(map, &["data", key])?.as_str());
     value.map_or(Variable::Unknown, |value| Variable::Known(value.to_owned()))

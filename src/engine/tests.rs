@@ -2,14 +2,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn no_maps<'a>(_: &str) -> Option<&'a Value> {
-    None
-}
-
 fn around<'a>() -> Surroundings<'a> {
+    static NOTHING: std::sync::LazyLock<Facts> = std::sync::LazyLock::new(Facts::unknown);
     Surroundings {
         engines: Engines::builtin(),
-        config_maps: &no_maps,
+        config_maps: ConfigMaps { facts: &NOTHING, namespace: None },
         injected: &[],
         declared: false,
     }
@@ -255,18 +252,21 @@ fn scripts_and_variables_are_followed() {
 
 #[test]
 fn config_maps_are_read_and_secrets_are_unknown() {
-    let map = json!({"data": {"tp": "8", "NUM": "2"}});
-    let maps = |name: &str| (name == "serving").then_some(&map);
+    let map = std::sync::Arc::new(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "serving", "namespace": "n"},
+        "data": {"tp": "8", "NUM": "2"}
+    }));
+    let facts = Facts::from_documents([&map]);
     let world = |env: Value, env_from: Value, arg: &str| {
-        let template: &Value = Box::leak(Box::new(with_gpus(
+        let template = with_gpus(
             json!({"image": "vllm/vllm-openai", "args": ["-tp", arg], "env": env, "envFrom": env_from}),
             8,
-        )));
+        );
         let around = Surroundings {
-            config_maps: &maps,
+            config_maps: ConfigMaps { facts: &facts, namespace: Some("n") },
             ..around()
         };
-        let template = PodTemplate::new(template, FieldPath::new());
+        let template = PodTemplate::new(&template, FieldPath::new());
         server(&template, &around).unwrap().parallelism.world
     };
     let key = |name: &str, kind: &str| json!([{"name": "TP", "valueFrom": {kind: {"name": name, "key": "tp"}}}]);
