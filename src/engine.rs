@@ -173,14 +173,14 @@ impl Server<'_> {
 }
 
 /// What surrounds a pod and decides what its command line means.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub struct Surroundings<'a> {
     /// The catalogue.
     pub engines: &'a Engines,
     /// The ConfigMaps of the object's namespace.
     pub config_maps: ConfigMaps<'a>,
     /// Variables that a controller sets in every container, as `LWS_GROUP_SIZE`.
-    pub injected: &'a [(&'a str, Count)],
+    pub injected: Vec<(&'static str, Count)>,
     /// The owner is declared to be a model server.
     pub declared: bool,
 }
@@ -205,6 +205,66 @@ pub fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Opti
         }
     }
     best
+}
+
+/// Takes the ranks of a Ray Serve application from its configuration (`spec.serveConfigV2`, YAML in
+/// a string), where that says them: `llm_configs[].engine_kwargs`.
+pub fn ray_serve(object: &Value, server: &mut Server<'_>) {
+    const LIMIT: usize = 256 * 1024;
+    let Some(text) = at(object, &["spec", "serveConfigV2"]).and_then(Value::as_str) else {
+        return;
+    };
+    if text.len() > LIMIT {
+        return;
+    }
+    let Ok(config) = serde_saphyr::from_str::<Value>(text) else {
+        return;
+    };
+    let list = |value: &Value, key: &str| -> Vec<Value> {
+        value
+            .get(key)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let mut greatest: Option<(u64, u64)> = None;
+    for application in list(&config, "applications") {
+        let Some(args) = application.get("args") else {
+            continue;
+        };
+        for model in list(args, "llm_configs") {
+            let size = |key: &str| match at(&model, &["engine_kwargs", key]) {
+                None => Some(1),
+                Some(value) => value
+                    .as_u64()
+                    .filter(|size| (1..=MAX_DEGREE).contains(size)),
+            };
+            let (Some(tensor), Some(pipeline)) =
+                (size("tensor_parallel_size"), size("pipeline_parallel_size"))
+            else {
+                return;
+            };
+            let more =
+                greatest.is_none_or(|(t, p)| tensor.saturating_mul(pipeline) > t.saturating_mul(p));
+            if more {
+                greatest = Some((tensor, pipeline));
+            }
+        }
+    }
+    let Some((tensor, pipeline)) = greatest else {
+        return;
+    };
+    let path = FieldPath::of(&["spec", "serveConfigV2"]);
+    let said = |count| Degree {
+        count: Count::Known(count),
+        path: Some(path.clone()),
+    };
+    server.parallelism = Parallelism {
+        tensor: said(tensor),
+        pipeline: said(pipeline),
+        world: Count::Known(tensor).times(Count::Known(pipeline)),
+        ..Parallelism::UNKNOWN
+    };
 }
 
 /// Where a word of a command line came from.
@@ -248,7 +308,7 @@ impl Environment {
             variables: BTreeMap::new(),
             open: false,
         };
-        for (name, count) in around.injected {
+        for (name, count) in &around.injected {
             let value = match count {
                 Count::Known(number) => Variable::Known(number.to_string()),
                 Count::Unknown => Variable::Unknown,

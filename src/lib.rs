@@ -10,6 +10,7 @@ pub mod engine;
 pub mod facts;
 pub mod finding;
 pub mod policy;
+pub mod provenance;
 pub mod review;
 pub mod rules;
 pub mod subject;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod duration;
 pub mod pod_template;
+pub mod quantity;
+pub mod workload;
 
 /// Where the question comes from. The answer is the same; what counts as evidence of somebody's
 /// writing differs.

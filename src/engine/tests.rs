@@ -6,8 +6,11 @@ fn around<'a>() -> Surroundings<'a> {
     static NOTHING: std::sync::LazyLock<Facts> = std::sync::LazyLock::new(Facts::unknown);
     Surroundings {
         engines: Engines::builtin(),
-        config_maps: ConfigMaps { facts: &NOTHING, namespace: None },
-        injected: &[],
+        config_maps: ConfigMaps {
+            facts: &NOTHING,
+            namespace: None,
+        },
+        injected: Vec::new(),
         declared: false,
     }
 }
@@ -263,7 +266,10 @@ fn config_maps_are_read_and_secrets_are_unknown() {
             8,
         );
         let around = Surroundings {
-            config_maps: ConfigMaps { facts: &facts, namespace: Some("n") },
+            config_maps: ConfigMaps {
+                facts: &facts,
+                namespace: Some("n"),
+            },
             ..around()
         };
         let template = PodTemplate::new(&template, FieldPath::new());
