@@ -4,13 +4,22 @@
 //! The core is pure: [`review::review`] takes a policy, facts, an object and the time, and says what
 //! it finds. The webhook, the audit and `gangplank check` are edges around that one function.
 
+pub mod admin;
 pub mod catalog;
+pub mod cli;
+pub mod cluster;
 pub mod edit;
 pub mod engine;
 pub mod facts;
 pub mod finding;
+pub mod metrics;
 pub mod policy;
 pub mod provenance;
+pub mod report;
 pub mod review;
 pub mod rules;
+pub mod source;
 pub mod subject;
+pub mod telemetry;
+pub mod tls;
+pub mod webhook;

@@ -97,7 +97,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
             findings.extend(found);
         }
     }
-    findings.sort_by(|a, b| b.level.cmp(&a.level));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Review {
         findings,
         patch,
@@ -106,6 +106,12 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
 }
 
 fn skip(subject: &Subject) -> Option<Skip> {
+    if !RULES
+        .iter()
+        .any(|rule| rule.covers(subject.group(), &subject.kind))
+    {
+        return Some(Skip::Kind);
+    }
     if matches!(subject.operation, Operation::Delete | Operation::Connect)
         || subject.is_going_away()
     {
@@ -113,12 +119,6 @@ fn skip(subject: &Subject) -> Option<Skip> {
     }
     if !subject.subresource.is_empty() {
         return Some(Skip::Subresource);
-    }
-    if !RULES
-        .iter()
-        .any(|rule| rule.covers(subject.group(), &subject.kind))
-    {
-        return Some(Skip::Kind);
     }
     let old = subject.old.as_ref()?;
     (!changed(subject, old)).then_some(Skip::Unchanged)
@@ -145,10 +145,10 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
     let differs = |map: &str, key: &str| {
         at(&subject.value, &["metadata", map, key]) != at(old, &["metadata", map, key])
     };
-    if read.labels.keys().any(|key| differs("labels", key))
+    if read.labels.iter().any(|key| differs("labels", key))
         || read
             .annotations
-            .keys()
+            .iter()
             .any(|key| differs("annotations", key))
     {
         return true;

@@ -1,7 +1,7 @@
 //! The rules: one file each below this module, declared once with [`declare_rule!`]. What is said
 //! there feeds the documentation, the policy's schema, reports, and the webhook configurations.
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+use std::{any::Any, collections::BTreeSet, fmt, sync::Arc};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -304,10 +304,10 @@ pub fn metadata_read(group: &str, kind: &str) -> MetadataRead {
     let mut read = MetadataRead::default();
     for rule in RULES.iter().filter(|rule| rule.covers(group, kind)) {
         for label in rule.labels {
-            read.labels.insert(label, ());
+            read.labels.insert(*label);
         }
         for annotation in rule.annotations {
-            read.annotations.insert(annotation, ());
+            read.annotations.insert(*annotation);
         }
     }
     read
@@ -317,9 +317,9 @@ pub fn metadata_read(group: &str, kind: &str) -> MetadataRead {
 #[derive(Clone, Debug, Default)]
 pub struct MetadataRead {
     /// Label keys.
-    pub labels: BTreeMap<&'static str, ()>,
+    pub labels: BTreeSet<&'static str>,
     /// Annotation keys.
-    pub annotations: BTreeMap<&'static str, ()>,
+    pub annotations: BTreeSet<&'static str>,
 }
 
 /// Declares a rule: its documentation as a doc comment under the headings *What it finds*, *Why it

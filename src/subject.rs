@@ -9,6 +9,13 @@ pub mod pod_template;
 pub mod quantity;
 pub mod workload;
 
+/// The label by which a workload says that it serves a model (`"true"`), or that it does not.
+pub const MODEL_SERVER_LABEL: &str = "gangplank.dev/model-server";
+
+/// The label by which a workload or scaler says which phase of inference it serves: `prefill` or
+/// `decode`.
+pub const ROLE_LABEL: &str = "gangplank.dev/role";
+
 /// Where the question comes from. The answer is the same; what counts as evidence of somebody's
 /// writing differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,6 +7,9 @@ use super::Kind;
 pub enum Relevance {
     /// Every object of the kind is ours.
     Always,
+    /// Every object; one that scales on nothing but cpu and memory cannot be denied at the door,
+    /// where its target is not known, and so must not block.
+    Metrics,
     /// Only objects with a pod template, below these members of the object, that asks for an
     /// accelerator or that we could not tell without reading it.
     Accelerator {
@@ -34,7 +37,7 @@ pub static HORIZONTAL_POD_AUTOSCALER: Kind = Kind {
     resource: "horizontalpodautoscalers",
     versions: &["v2"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Metrics,
 };
 
 /// KEDA's ScaledObject (keda.sh/v1alpha1, KEDA 2.20).

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{
-    Subject, at,
+    MODEL_SERVER_LABEL as MODEL_SERVER, Subject, at,
     pod_template::{Accelerators, Count, PodTemplate},
 };
 use crate::{
@@ -13,9 +13,6 @@ use crate::{
     facts::Facts,
     finding::FieldPath,
 };
-
-/// The label, on the owner or the pod template, that says whether this serves a model.
-pub const MODEL_SERVER: &str = "gangplank.dev/model-server";
 
 /// What runs the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

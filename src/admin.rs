@@ -1,0 +1,121 @@
+//! The admin port: liveness, readiness, metrics. Plain HTTP, for kubelet and Prometheus.
+
+use std::{
+    fmt::Write,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    extract::{RawQuery, State},
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+
+use crate::metrics::Metrics;
+
+/// What the server knows of its own state.
+#[derive(Debug, Default)]
+pub struct Health {
+    serving: AtomicBool,
+    stopping: AtomicBool,
+    registration: Mutex<Option<Result<(), String>>>,
+}
+
+impl Health {
+    /// Certificate and policy are loaded and the admission port answers.
+    pub fn serving(&self) {
+        self.serving.store(true, Ordering::Release);
+    }
+
+    /// A signal has come: no new traffic, please.
+    pub fn stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether traffic is welcome.
+    pub fn is_ready(&self) -> bool {
+        self.serving.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The webhook configurations were written, or why not. Never a reason not to be ready.
+    pub fn registration(&self, result: Result<(), String>) {
+        *self
+            .registration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(result);
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        let state = match (
+            self.serving.load(Ordering::Acquire),
+            self.stopping.load(Ordering::Acquire),
+        ) {
+            (_, true) => "stopping",
+            (true, false) => "ok",
+            (false, false) => "starting",
+        };
+        let _ = writeln!(text, "admission: {state}");
+        let registration = self
+            .registration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _ = match registration.as_ref() {
+            None => writeln!(
+                text,
+                "webhook configurations: not ours to write, or not written yet"
+            ),
+            Some(Ok(())) => writeln!(text, "webhook configurations: ok"),
+            Some(Err(error)) => writeln!(text, "webhook configurations: failing: {error}"),
+        };
+        text
+    }
+}
+
+/// What the admin port shows.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The server's state.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The admin endpoints.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(admin)
+}
+
+async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    let ready = admin.health.is_ready();
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let verbose = query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|pair| pair == "verbose" || pair.starts_with("verbose="))
+    });
+    let text = match (verbose, ready) {
+        (true, _) => admin.health.describe(),
+        (false, true) => "ok\n".to_owned(),
+        (false, false) => "not ready\n".to_owned(),
+    };
+    (code, text)
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, media)], admin.metrics.encode())
+}

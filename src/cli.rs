@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::{path::Path, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    finding::FieldPath,
+    policy::{Policy, PolicyError},
+    source,
+};
+
+pub mod check;
+pub mod serve;
+
+/// Nothing was denied.
+pub const OK: u8 = 0;
+/// Something was denied.
+pub const DENIED: u8 = 1;
+/// The job could not be done.
+pub const FAILED: u8 = 2;
+
+/// Keeps configurations that burn GPU money or drop requests out of a Kubernetes cluster
+#[derive(Debug, Parser)]
+#[command(name = "gangplank", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the admission webhook
+    Serve(Box<serve::Args>),
+    /// Judge manifests as the webhook would
+    Check(check::Args),
+}
+
+impl Cli {
+    /// Runs the command and says how it went: 0 nothing denied, 1 something denied, 2 the job could
+    /// not be done.
+    pub fn run(self) -> ExitCode {
+        let code = match self.command {
+            Command::Serve(args) => serve::run(&args),
+            Command::Check(args) => check::run(&args),
+        };
+        ExitCode::from(code)
+    }
+}
+
+/// Reads a policy file; without one, the embedded default.
+///
+/// # Errors
+/// A text that names file, line, column and what is wrong there.
+fn policy(path: Option<&Path>) -> Result<Policy, String> {
+    let Some(path) = path else {
+        return Ok(Policy::default());
+    };
+    let shown = path.display();
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let mut documents = source::read(&text);
+    if documents.len() > 1 {
+        return Err(format!(
+            "{shown} holds {} documents; a policy is one",
+            documents.len()
+        ));
+    }
+    let document = match documents.pop() {
+        None => {
+            return Err(format!(
+                "{shown} is empty; a policy begins with apiVersion and kind"
+            ));
+        }
+        Some(Err(error)) => {
+            let place = match (error.line, error.column) {
+                (Some(line), Some(column)) => format!(":{line}:{column}"),
+                _ => String::new(),
+            };
+            return Err(format!("{shown}{place}: {error}"));
+        }
+        Some(Ok(document)) => document,
+    };
+    Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
+        let (range, _) = document.marks.locate(&path);
+        let (line, column) = source::line_column(&text, range.start);
+        let place = if path == FieldPath::new() {
+            String::new()
+        } else {
+            format!("{path}: ")
+        };
+        format!("{shown}:{line}:{column}: {place}{message}")
+    })
+}

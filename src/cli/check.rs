@@ -1,0 +1,347 @@
+//! `gangplank check`
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::{
+    cli::FAILED,
+    facts::Facts,
+    finding::FieldPath,
+    report::{self, Entry, ObjectName, Origin, Outcome, PassedBy, Problem, Report},
+    review::review,
+    source::{self, Document, Marks},
+    subject::Subject,
+};
+
+/// The arguments of `gangplank check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Files and folders of manifests; - reads standard input
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// The policy file; the built-in default policy without it
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The form of the report
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// When to use colours
+    #[arg(long, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
+    color: Colour,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// Judges manifests and prints what was found.
+pub fn run(args: &Args) -> u8 {
+    let policy = match super::policy(args.policy.as_deref()) {
+        Ok(policy) => policy,
+        Err(error) => {
+            report::complain(&error);
+            return FAILED;
+        }
+    };
+    let mut reader = Reader::default();
+    for path in &args.paths {
+        reader.path(path);
+    }
+    let facts = Facts::from_documents(
+        reader
+            .found
+            .iter()
+            .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
+    );
+    let now = Timestamp::now();
+    let mut report = Report {
+        passed_by: reader.passed_by,
+        ..Report::default()
+    };
+    for Found { origin, subject } in reader.found {
+        let (object, outcome) = match subject {
+            Ok(subject) => {
+                let review = review(&policy, &facts, &subject, now);
+                (Some(ObjectName::from(&subject)), Outcome::Reviewed(review))
+            }
+            Err(problem) => (None, Outcome::Failed(problem)),
+        };
+        report.add(Entry {
+            origin: Some(origin),
+            object,
+            outcome,
+        });
+    }
+    let text = match args.output {
+        Output::Json => report::json::render(&report),
+        Output::Text => report::human::render(&report, args.color.wanted()),
+    };
+    report::print(&text);
+    report.exit_code()
+}
+
+impl Colour {
+    fn wanted(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+/// An object, or a place that holds none.
+struct Found {
+    origin: Origin,
+    subject: Result<Subject, Problem>,
+}
+
+/// Collects the objects of files and folders.
+#[derive(Default)]
+struct Reader {
+    found: Vec<Found>,
+    passed_by: PassedBy,
+}
+
+impl Reader {
+    fn path(&mut self, path: &Path) {
+        if path == Path::new("-") {
+            let mut bytes = Vec::new();
+            match io::stdin().lock().read_to_end(&mut bytes) {
+                Ok(_) => self.text("-", bytes, true),
+                Err(error) => self.fail("-", format!("cannot read standard input: {error}")),
+            }
+            return;
+        }
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => self.folder(path),
+            Ok(_) => self.file(path, true),
+            Err(error) => self.fail(&path.display().to_string(), format!("cannot read: {error}")),
+        }
+    }
+
+    /// Every manifest below a folder, in the order of names, hidden ones aside.
+    fn folder(&mut self, folder: &Path) {
+        let walk = ignore::WalkBuilder::new(folder)
+            .standard_filters(false)
+            .hidden(true)
+            .follow_links(true)
+            .sort_by_file_name(std::ffi::OsStr::cmp)
+            .build();
+        for entry in walk {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.fail(&folder.display().to_string(), error.to_string());
+                    continue;
+                }
+            };
+            let path = entry.path();
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let manifest = matches!(extension, Some("yaml" | "yml" | "json"));
+            if !manifest || entry.file_type().is_some_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if is_template(path) {
+                self.passed_by.templates += 1;
+            } else {
+                self.file(path, false);
+            }
+        }
+    }
+
+    fn file(&mut self, path: &Path, named: bool) {
+        let shown = path.display().to_string();
+        match fs::read(path) {
+            Ok(bytes) => self.text(&shown, bytes, named),
+            Err(error) => self.fail(&shown, format!("cannot read: {error}")),
+        }
+    }
+
+    fn text(&mut self, file: &str, bytes: Vec<u8>, named: bool) {
+        let text = match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let bytes = error.into_bytes();
+                let before =
+                    String::from_utf8_lossy(bytes.get(..valid).unwrap_or_default()).into_owned();
+                let (line, column) = source::line_column(&before, before.len());
+                let message = "is not UTF-8 text".to_owned();
+                self.fail_at(
+                    file,
+                    &Problem {
+                        message,
+                        line: Some(line),
+                        column: Some(column),
+                    },
+                );
+                return;
+            }
+        };
+        // A byte order mark is no content.
+        let text: Arc<str> = text.strip_prefix('\u{feff}').unwrap_or(&text).into();
+        let file: Arc<str> = file.into();
+        let documents = source::read(&text);
+        let before = self.found.len();
+        let mut others = 0;
+        for document in documents {
+            match document {
+                Ok(document) => others += self.document(&file, &text, document),
+                Err(error) => {
+                    let origin = Origin {
+                        file: Arc::clone(&file),
+                        text: Arc::clone(&text),
+                        document: Some(error.index),
+                        item: None,
+                        line: error.line,
+                        marks: Arc::default(),
+                    };
+                    let problem = Problem {
+                        message: error.message,
+                        line: error.line,
+                        column: error.column,
+                    };
+                    self.found.push(Found {
+                        origin,
+                        subject: Err(problem),
+                    });
+                }
+            }
+        }
+        if self.found.len() == before {
+            if named {
+                let message = if others == 0 {
+                    "is empty".to_owned()
+                } else {
+                    "holds no Kubernetes object: no document has apiVersion and kind".to_owned()
+                };
+                self.fail(&file, message);
+            } else if others > 0 {
+                self.passed_by.other_yaml += 1;
+            }
+        }
+    }
+
+    /// Takes the objects of a document; 1 where it holds none.
+    fn document(&mut self, file: &Arc<str>, text: &Arc<str>, document: Document) -> usize {
+        let Document {
+            index,
+            value,
+            marks,
+        } = document;
+        let origin = Origin {
+            file: Arc::clone(file),
+            text: Arc::clone(text),
+            document: Some(index),
+            item: None,
+            line: None,
+            marks: Arc::new(marks),
+        };
+        if let Some(items) = items(&value) {
+            for (item, value) in items.iter().enumerate() {
+                let mut origin = Origin {
+                    item: Some(item),
+                    ..origin.clone()
+                };
+                origin.line = Some(first_line(&origin));
+                let subject =
+                    Subject::from_manifest(Arc::new(value.clone())).ok_or_else(|| Problem {
+                        message: format!(
+                            "items[{item}] of the List is no object with apiVersion and kind"
+                        ),
+                        line: origin.line,
+                        column: None,
+                    });
+                self.found.push(Found { origin, subject });
+            }
+            return 0;
+        }
+        let Some(subject) = Subject::from_manifest(value) else {
+            return 1;
+        };
+        let line = Some(first_line(&origin));
+        self.found.push(Found {
+            origin: Origin { line, ..origin },
+            subject: Ok(subject),
+        });
+        0
+    }
+
+    fn fail(&mut self, file: &str, message: String) {
+        self.fail_at(
+            file,
+            &Problem {
+                message,
+                line: None,
+                column: None,
+            },
+        );
+    }
+
+    /// A file of which nothing can be shown.
+    fn fail_at(&mut self, file: &str, problem: &Problem) {
+        let origin = Origin {
+            file: file.into(),
+            text: "".into(),
+            document: None,
+            item: None,
+            line: problem.line,
+            marks: Arc::new(Marks::default()),
+        };
+        let problem = Problem {
+            message: format!("{file}: {}", problem.message),
+            ..problem.clone()
+        };
+        self.found.push(Found {
+            origin,
+            subject: Err(problem),
+        });
+    }
+}
+
+/// The line on which an object begins.
+fn first_line(origin: &Origin) -> usize {
+    let (key, value) = origin.locate(&FieldPath::new());
+    source::line_column(&origin.text, value.unwrap_or(key).start).0
+}
+
+/// The objects of a List, as `kubectl get -o yaml` writes them.
+fn items(value: &Value) -> Option<&Vec<Value>> {
+    let kind = value.get("kind")?.as_str()?;
+    value.get("apiVersion")?.as_str()?;
+    kind.ends_with("List")
+        .then(|| value.get("items")?.as_array())
+        .flatten()
+}
+
+/// Whether a file is a template of a Helm chart: below the `templates` folder of one.
+fn is_template(path: &Path) -> bool {
+    path.ancestors().skip(1).any(|folder| {
+        folder.file_name().is_some_and(|name| name == "templates")
+            && folder
+                .parent()
+                .is_some_and(|chart| chart.join("Chart.yaml").is_file())
+    })
+}

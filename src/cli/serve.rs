@@ -1,0 +1,458 @@
+//! `gangplank serve`
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, anyhow, bail};
+use axum_server::{
+    Handle,
+    accept::NoDelayAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
+use kube::core::Duration as GoDuration;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    admin::{self, Admin, Health},
+    cli::{FAILED, OK},
+    cluster::{self, ClusterArgs},
+    metrics::Metrics,
+    telemetry::{self, LogFormat},
+    tls::{self, Resolver, authority::Authority, files},
+    webhook::{
+        self, Desk,
+        registration::{DEFAULT_NAME, FailurePolicy, Reach, Registration},
+    },
+};
+
+/// How often the webhook configurations are written again, in case somebody changed them.
+const REGISTRATION_PERIOD: Duration = Duration::from_secs(60);
+
+/// The first pause after a failed registration; it doubles up to the period.
+const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
+
+/// How often the wall clock is looked at: timers stop while a machine sleeps or moves.
+const CLOCK_PERIOD: Duration = Duration::from_secs(60);
+
+/// How long requests in flight may take to finish after a signal.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection that has not said anything within this time is not from an API server.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// The arguments of `gangplank serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to serve admission (HTTPS); port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
+    listen: SocketAddr,
+    /// Where to serve /livez, /readyz and /metrics (plain HTTP); port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    admin_listen: SocketAddr,
+    /// The policy file; the built-in default policy without it
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Keep serving this long after SIGTERM while endpoints drain, as 5s; with --service 5s, else 0s
+    #[arg(long, value_name = "DURATION")]
+    shutdown_delay: Option<GoDuration>,
+
+    /// The serving certificate (PEM, leaf first); without it one is made and kept in memory
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    tls_key: Option<PathBuf>,
+    /// The authority that signed it (PEM), published as caBundle by --register; without it the
+    /// certificates of --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    tls_ca: Option<PathBuf>,
+    /// A further name or address for the certificate made in memory
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with = "tls_cert",
+        help_heading = "TLS"
+    )]
+    tls_san: Vec<String>,
+
+    /// Create and update the webhook configurations, and keep them as they should be
+    #[arg(long, help_heading = "Registration")]
+    register: bool,
+    /// Remove the webhook configurations and exit
+    #[arg(long, conflicts_with = "register", help_heading = "Registration")]
+    unregister: bool,
+    /// The URL that the API server reaches us at, as https://10.0.0.1:8443; without --url and
+    /// --service the address of --listen
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with = "service",
+        help_heading = "Registration"
+    )]
+    url: Option<String>,
+    /// The Service that the API server reaches us through, as <namespace>/<name>[:<port>]
+    #[arg(long, value_name = "SERVICE", value_parser = service, help_heading = "Registration")]
+    service: Option<Reach>,
+    /// The name of both webhook configurations
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME, help_heading = "Registration")]
+    registration_name: String,
+    /// What becomes of a write that may be denied while we do not answer
+    #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
+    failure_policy: FailurePolicy,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
+    /// How log lines look; without it text on a terminal, else json
+    #[arg(long, value_enum, help_heading = "Logs")]
+    log_format: Option<LogFormat>,
+    /// The least important log lines shown: error, warn, info, debug, trace, or a filter by module
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Logs"
+    )]
+    log_level: String,
+}
+
+fn service(text: &str) -> Result<Reach, String> {
+    let wrong = || format!("{text:?} is not <namespace>/<name>[:<port>]");
+    let (namespace, rest) = text.split_once('/').ok_or_else(wrong)?;
+    let (name, port) = match rest.split_once(':') {
+        Some((name, port)) => (
+            name,
+            port.parse()
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(wrong)?,
+        ),
+        None => (rest, 443),
+    };
+    if namespace.is_empty() || name.is_empty() || name.contains('/') {
+        return Err(wrong());
+    }
+    Ok(Reach::Service {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        port,
+    })
+}
+
+/// Runs the server until a signal ends it.
+pub fn run(args: &Args) -> u8 {
+    if let Err(error) = telemetry::init(&args.log_level, args.log_format) {
+        crate::report::complain(&error);
+        return FAILED;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            if args.unregister {
+                unregister(args).await
+            } else {
+                serve(args).await
+            }
+        }),
+        Err(error) => Err(anyhow!(error).context("cannot start")),
+    };
+    match result {
+        Ok(()) => OK,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            FAILED
+        }
+    }
+}
+
+async fn unregister(args: &Args) -> anyhow::Result<()> {
+    let client = args.cluster.client().await?;
+    let name = &args.registration_name;
+    if cluster::unregister(&client, name).await? {
+        tracing::info!("removed the webhook configurations {name:?}");
+    } else {
+        tracing::info!("there are no webhook configurations {name:?}");
+    }
+    Ok(())
+}
+
+async fn serve(args: &Args) -> anyhow::Result<()> {
+    let policy = super::policy(args.policy.as_deref()).map_err(|error| anyhow!(error))?;
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(Health::default());
+    let listener = bind(args.listen, "--listen")?;
+    let admin_listener = bind(args.admin_listen, "--admin-listen")?;
+    let (webhook, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
+
+    let now = SystemTime::now();
+    let certificate = Certificate::load(args, webhook, now)?;
+    metrics.certificate(certificate.resolver.current().not_after);
+    let config = tls::server_config(Arc::clone(&certificate.resolver) as _)?;
+
+    // Before anything is served: a client that cannot be made is a mistake in the arguments.
+    let client = if args.register {
+        Some(args.cluster.client().await?)
+    } else {
+        None
+    };
+    let registration = Registration {
+        name: args.registration_name.clone(),
+        reach: reach(args, webhook),
+        ca_bundle: certificate.bundle.clone(),
+        failure_policy: args.failure_policy,
+    };
+
+    let desk = Arc::new(Desk::new(policy, Arc::clone(&metrics)));
+    let (stop, stopped) = watch::channel(false);
+    let handle = Handle::new();
+    let acceptor =
+        RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(NoDelayAcceptor::new());
+    let mut server = axum_server::from_tcp(listener)?
+        .acceptor(acceptor)
+        .handle(handle.clone())
+        .first_request_timeout(FIRST_REQUEST_LIMIT);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(FIRST_REQUEST_LIMIT);
+    server
+        .http_builder()
+        .http2()
+        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let router = webhook::router(Arc::clone(&desk));
+    let admission = tokio::spawn(server.serve(router.into_make_service()));
+    let admin_handle = Handle::new();
+    let admin_router = admin::router(Admin {
+        health: Arc::clone(&health),
+        metrics: Arc::clone(&metrics),
+    });
+    let admin_task = tokio::spawn(
+        axum_server::from_tcp(admin_listener)?
+            .handle(admin_handle.clone())
+            .first_request_timeout(FIRST_REQUEST_LIMIT)
+            .serve(admin_router.into_make_service()),
+    );
+    tracing::info!(webhook = %webhook, admin = %admin, "listening");
+    let renewal = tokio::spawn(certificate.renew(Arc::clone(&metrics), stopped.clone()));
+    health.serving();
+    let upkeep = if let Some(client) = client {
+        tokio::spawn(register(
+            client,
+            registration,
+            desk,
+            Arc::clone(&health),
+            stopped,
+        ))
+    } else {
+        tracing::info!("ready");
+        tokio::spawn(async {})
+    };
+
+    let signal = wait_for_signal().await?;
+    health.stopping();
+    let default = if args.service.is_some() {
+        Duration::from_secs(5)
+    } else {
+        Duration::ZERO
+    };
+    let delay = args.shutdown_delay.map_or(default, Into::into);
+    tracing::info!(signal, "stopping");
+    // Nothing is left to drain for whoever presses Ctrl-C.
+    if signal == "SIGTERM" {
+        tokio::time::sleep(delay).await;
+    }
+    let _ = stop.send(true);
+    handle.graceful_shutdown(Some(DRAIN_LIMIT));
+    admission.await?.context("the admission port failed")?;
+    let _ = upkeep.await;
+    let _ = renewal.await;
+    admin_handle.graceful_shutdown(Some(Duration::from_secs(1)));
+    admin_task.await?.context("the admin port failed")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
+}
+
+async fn wait_for_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// How the API server reaches us: as told, else at the address that we listen on.
+fn reach(args: &Args, listening: SocketAddr) -> Reach {
+    match (&args.service, &args.url) {
+        (Some(service), _) => service.clone(),
+        (None, Some(url)) => Reach::Url(url.clone()),
+        (None, None) => {
+            let mut address = listening;
+            if address.ip().is_unspecified() {
+                address.set_ip(match address.ip() {
+                    IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+                });
+            }
+            Reach::Url(format!("https://{address}"))
+        }
+    }
+}
+
+/// The serving certificate and what keeps it current.
+struct Certificate {
+    resolver: Arc<Resolver>,
+    /// What the API server has to trust, PEM.
+    bundle: Vec<u8>,
+    /// Who signs the next one, and for which names; none where it comes from files.
+    authority: Option<(Authority, Vec<String>)>,
+}
+
+impl Certificate {
+    fn load(args: &Args, listening: SocketAddr, now: SystemTime) -> anyhow::Result<Self> {
+        if let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) {
+            let identity = files::load(cert, key, now)?;
+            let authority = args.tls_ca.as_ref().unwrap_or(cert);
+            files::certificates(authority)?;
+            return Ok(Self {
+                resolver: Arc::new(Resolver::new(identity)),
+                bundle: files::read(authority)?,
+                authority: None,
+            });
+        }
+        let authority = Authority::new(now)?;
+        let names = names(args, listening)?;
+        let identity = authority
+            .sign(&names, now)
+            .with_context(|| format!("cannot make a certificate for {}", names.join(", ")))?;
+        Ok(Self {
+            resolver: Arc::new(Resolver::new(identity)),
+            bundle: authority.bundle().as_bytes().to_vec(),
+            authority: Some((authority, names)),
+        })
+    }
+
+    /// Replaces a leaf made in memory when two thirds of its life are over.
+    async fn renew(self, metrics: Arc<Metrics>, mut stopped: watch::Receiver<bool>) {
+        let Some((authority, names)) = self.authority else {
+            return;
+        };
+        while !wait(&mut stopped, CLOCK_PERIOD).await {
+            let now = SystemTime::now();
+            if now < self.resolver.current().renew_at() {
+                continue;
+            }
+            match authority.sign(&names, now) {
+                Ok(identity) => {
+                    metrics.certificate(identity.not_after);
+                    self.resolver.replace(identity);
+                    tracing::info!("renewed the serving certificate");
+                }
+                Err(error) => tracing::error!("cannot renew the serving certificate: {error}"),
+            }
+        }
+    }
+}
+
+/// The names and addresses that the API server may call us by.
+fn names(args: &Args, listening: SocketAddr) -> anyhow::Result<Vec<String>> {
+    let mut names = BTreeSet::from([
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ]);
+    if !listening.ip().is_unspecified() {
+        names.insert(listening.ip().to_string());
+    }
+    match reach(args, listening) {
+        Reach::Service {
+            namespace, name, ..
+        } => {
+            for suffix in ["", ".cluster.local"] {
+                names.insert(format!("{name}.{namespace}.svc{suffix}"));
+            }
+        }
+        Reach::Url(url) => {
+            let host = url
+                .strip_prefix("https://")
+                .and_then(|rest| rest.split('/').next())
+                .filter(|authority| !authority.is_empty() && !authority.contains('@'));
+            let Some(authority) = host else {
+                bail!(
+                    "--url {url:?} is not an https URL; the API server calls webhooks by https only"
+                );
+            };
+            let host = match authority.rsplit_once(':') {
+                Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+                _ => authority,
+            };
+            names.insert(
+                host.trim_start_matches('[')
+                    .trim_end_matches(']')
+                    .to_owned(),
+            );
+        }
+    }
+    names.extend(args.tls_san.iter().cloned());
+    Ok(names.into_iter().collect())
+}
+
+/// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
+/// or removed, comes back. Failing does not make us less ready.
+async fn register(
+    client: kube::Client,
+    registration: Registration,
+    desk: Arc<Desk>,
+    health: Arc<Health>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut backoff = REGISTRATION_BACKOFF;
+    let mut announced = false;
+    loop {
+        let wanted = registration.configurations(&desk.policy.load());
+        let result = cluster::register(&client, &wanted).await;
+        desk.metrics.registered(result.is_ok());
+        let pause = match &result {
+            Ok(()) => {
+                if !announced {
+                    tracing::info!(name = registration.name, "wrote the webhook configurations");
+                    tracing::info!("ready");
+                    announced = true;
+                }
+                backoff = REGISTRATION_BACKOFF;
+                REGISTRATION_PERIOD
+            }
+            Err(error) => {
+                tracing::error!("{}; trying again in {backoff:?}", cluster::chain(error));
+                let pause = backoff;
+                backoff = (backoff * 2).min(REGISTRATION_PERIOD);
+                pause
+            }
+        };
+        health.registration(result.map_err(|error| cluster::chain(&error)));
+        if wait(&mut stopped, pause).await {
+            return;
+        }
+    }
+}
+
+/// Waits that long, or until the server stops: then true.
+async fn wait(stopped: &mut watch::Receiver<bool>, pause: Duration) -> bool {
+    tokio::time::timeout(pause, stopped.wait_for(|stopped| *stopped))
+        .await
+        .is_ok()
+}

@@ -1,0 +1,139 @@
+//! What is asked of the API server.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use crate::webhook::registration::{Configurations, FIELD_MANAGER};
+
+/// Why the API server was not reached, or refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No usable configuration.
+    #[error("no access to a cluster: {0}")]
+    Config(String),
+    /// A request failed.
+    #[error("the API server refused to {what}: {error}")]
+    Request {
+        /// What was asked.
+        what: String,
+        /// Why not.
+        error: Box<kube::Error>,
+    },
+}
+
+/// Which cluster, and as whom.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterArgs {
+    /// The kubeconfig file; without it $KUBECONFIG, ~/.kube/config, or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig file
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+impl ClusterArgs {
+    /// A client for that cluster.
+    ///
+    /// # Errors
+    /// Where no configuration is found or it is unusable.
+    pub async fn client(&self) -> Result<Client, ClusterError> {
+        let wrong = |error: &dyn std::error::Error| ClusterError::Config(chain(error));
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..Default::default()
+        };
+        let config = if let Some(path) = &self.kubeconfig {
+            let file = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+            Config::from_custom_kubeconfig(file, &options)
+                .await
+                .map_err(|error| wrong(&error))?
+        } else if self.context.is_some() {
+            Config::from_kubeconfig(&options)
+                .await
+                .map_err(|error| wrong(&error))?
+        } else {
+            Config::infer().await.map_err(|error| wrong(&error))?
+        };
+        Client::try_from(config).map_err(|error| wrong(&error))
+    }
+}
+
+/// An error with its causes: kube's own message often is only the outermost.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Writes the webhook configurations by server-side apply, so that a second replica, or the same one
+/// again, changes nothing.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn register(client: &Client, wanted: &Configurations) -> Result<(), ClusterError> {
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let name = wanted
+        .validating
+        .metadata
+        .name
+        .as_deref()
+        .unwrap_or_default();
+    let refused = |kind: &str, error| ClusterError::Request {
+        what: format!("write the {kind} {name:?}"),
+        error: Box::new(error),
+    };
+    // What fills comes first: an object that is silent should not be denied before it can be filled.
+    Api::<MutatingWebhookConfiguration>::all(client.clone())
+        .patch(name, &params, &Patch::Apply(&wanted.mutating))
+        .await
+        .map_err(|error| refused("MutatingWebhookConfiguration", error))?;
+    Api::<ValidatingWebhookConfiguration>::all(client.clone())
+        .patch(name, &params, &Patch::Apply(&wanted.validating))
+        .await
+        .map_err(|error| refused("ValidatingWebhookConfiguration", error))?;
+    Ok(())
+}
+
+/// Removes the webhook configurations; the one that blocks writes first. True where there was one.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn unregister(client: &Client, name: &str) -> Result<bool, ClusterError> {
+    let params = DeleteParams::default();
+    let gone = |kind: &str, result: Result<(), kube::Error>| match result {
+        Ok(()) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(error) => Err(ClusterError::Request {
+            what: format!("delete the {kind} {name:?}"),
+            error: Box::new(error),
+        }),
+    };
+    let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone())
+        .delete(name, &params)
+        .await
+        .map(|_| ());
+    let validating = gone("ValidatingWebhookConfiguration", validating)?;
+    let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone())
+        .delete(name, &params)
+        .await
+        .map(|_| ());
+    Ok(gone("MutatingWebhookConfiguration", mutating)? || validating)
+}

@@ -1,0 +1,247 @@
+//! What is counted, for Prometheus. Labels are bounded: no namespace, name or uid.
+
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{
+    policy::{Mode, Policy},
+    review::{Review, Skip},
+    subject::{Operation, Subject},
+};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReviewLabels {
+    endpoint: &'static str,
+    kind: String,
+    operation: &'static str,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FindingLabels {
+    endpoint: &'static str,
+    rule: &'static str,
+    level: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefusalLabels {
+    endpoint: &'static str,
+    code: u32,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PolicyLabels {
+    hash: String,
+    mode: &'static str,
+}
+
+/// A review that was made.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Which endpoint was asked.
+    pub endpoint: &'static str,
+    /// About what.
+    pub subject: &'a Subject,
+    /// The answer.
+    pub review: &'a Review,
+}
+
+/// Every metric of the server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    reviews: Family<ReviewLabels, Counter>,
+    findings: Family<FindingLabels, Counter>,
+    durations: Family<EndpointLabels, Histogram>,
+    refusals: Family<RefusalLabels, Counter>,
+    panics: Counter,
+    policy: Family<PolicyLabels, Gauge>,
+    certificate_end: Gauge<f64, AtomicU64>,
+    registered: Gauge,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("gangplank");
+        let reviews = Family::<ReviewLabels, Counter>::default();
+        let findings = Family::<FindingLabels, Counter>::default();
+        // From 10 microseconds to a third of a second: a review takes tens of microseconds.
+        let durations = Family::<EndpointLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_01, 2.0, 16))
+        });
+        let refusals = Family::<RefusalLabels, Counter>::default();
+        let panics = Counter::default();
+        let policy = Family::<PolicyLabels, Gauge>::default();
+        let certificate_end = Gauge::<f64, AtomicU64>::default();
+        let registered = Gauge::default();
+        registry.register("admission_reviews", "Objects reviewed", reviews.clone());
+        registry.register(
+            "findings",
+            "Findings and fills, by rule and level",
+            findings.clone(),
+        );
+        registry.register(
+            "admission_duration_seconds",
+            "From the last byte of a request to its answer",
+            durations.clone(),
+        );
+        registry.register(
+            "refused_requests",
+            "Requests that were no admission reviews",
+            refusals.clone(),
+        );
+        registry.register(
+            "panics",
+            "Reviews that failed by a fault of Gangplank's",
+            panics.clone(),
+        );
+        registry.register("policy_info", "The policy in force", policy.clone());
+        registry.register(
+            "certificate_not_after_timestamp_seconds",
+            "When the serving certificate ends",
+            certificate_end.clone(),
+        );
+        registry.register(
+            "webhooks_registered",
+            "1 where the webhook configurations were last written as they should be",
+            registered.clone(),
+        );
+        Self {
+            registry,
+            reviews,
+            findings,
+            durations,
+            refusals,
+            panics,
+            policy,
+            certificate_end,
+            registered,
+        }
+    }
+
+    /// A review was made.
+    pub fn reviewed(&self, seen: &Seen<'_>) {
+        let Seen {
+            endpoint,
+            subject,
+            review,
+        } = *seen;
+        let operation = match subject.operation {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        };
+        let kind = if review.skipped == Some(Skip::Kind) {
+            "other"
+        } else {
+            &subject.kind
+        };
+        let verdict = if review.skipped.is_some() {
+            "skip"
+        } else {
+            review.verdict().as_str()
+        };
+        let labels = ReviewLabels {
+            endpoint,
+            kind: kind.to_owned(),
+            operation,
+            verdict,
+        };
+        self.reviews.get_or_create(&labels).inc();
+        for finding in &review.findings {
+            let (rule, level) = (finding.rule, finding.level.as_str());
+            self.findings
+                .get_or_create(&FindingLabels {
+                    endpoint,
+                    rule,
+                    level,
+                })
+                .inc();
+        }
+    }
+
+    /// An answer was ready.
+    pub fn took(&self, endpoint: &'static str, elapsed: Duration) {
+        self.durations
+            .get_or_create(&EndpointLabels { endpoint })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    /// A request was no admission review.
+    pub fn refused(&self, endpoint: &'static str, code: u16) {
+        self.refusals
+            .get_or_create(&RefusalLabels {
+                endpoint,
+                code: code.into(),
+            })
+            .inc();
+    }
+
+    /// A rule panicked.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// Another policy is in force.
+    pub fn policy(&self, policy: &Policy) {
+        let mode = match policy.mode {
+            Mode::Enforce => "enforce",
+            Mode::DryRun => "dryRun",
+        };
+        self.policy.clear();
+        self.policy
+            .get_or_create(&PolicyLabels {
+                hash: policy.hash().to_owned(),
+                mode,
+            })
+            .set(1);
+    }
+
+    /// Another certificate is served.
+    pub fn certificate(&self, end: SystemTime) {
+        let seconds = end
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        self.certificate_end.set(seconds);
+    }
+
+    /// The webhook configurations were written, or could not be.
+    pub fn registered(&self, written: bool) {
+        self.registered.set(i64::from(written));
+    }
+
+    /// In the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,204 @@
+//! What a run over many objects found, and the forms it is printed in. The only module that prints.
+
+use std::{
+    io::{self, Write},
+    ops::Range,
+    sync::Arc,
+};
+
+use crate::{
+    finding::{FieldPath, Finding, Verdict},
+    review::Review,
+    source::Marks,
+    subject::Subject,
+};
+
+pub mod human;
+pub mod json;
+
+/// A run over many objects.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What was judged or could not be read, in the order of files and documents.
+    pub entries: Vec<Entry>,
+    /// Counts over all of it.
+    pub summary: Summary,
+    /// What a folder walk passed by.
+    pub passed_by: PassedBy,
+}
+
+/// One object, or one place where there was none to be read.
+#[derive(Debug)]
+pub struct Entry {
+    /// Where it comes from; none for what lives in a cluster.
+    pub origin: Option<Origin>,
+    /// Which object; none where none could be read.
+    pub object: Option<ObjectName>,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of an entry.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was judged.
+    Reviewed(Review),
+    /// It could not be read.
+    Failed(Problem),
+}
+
+/// Why there is no verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub message: String,
+    /// The line, from 1.
+    pub line: Option<usize>,
+    /// The column in characters, from 1.
+    pub column: Option<usize>,
+}
+
+/// Where in a file an object stands.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file's name as it was given; `-` for standard input.
+    pub file: Arc<str>,
+    /// The file's text; empty where it could not be read.
+    pub text: Arc<str>,
+    /// The position of the document in the file, from 0.
+    pub document: Option<usize>,
+    /// The position of the object in a List, from 0.
+    pub item: Option<usize>,
+    /// The line on which the object begins, from 1.
+    pub line: Option<usize>,
+    /// The places of the document's values.
+    pub marks: Arc<Marks>,
+}
+
+impl Origin {
+    /// Where a path of the object stands in the text: see [`Marks::locate`].
+    pub fn locate(&self, path: &FieldPath) -> (Range<usize>, Option<Range<usize>>) {
+        let Some(item) = self.item else {
+            return self.marks.locate(path);
+        };
+        let mut whole = FieldPath::of(&["items"]).index(item);
+        for segment in path.segments() {
+            whole = match segment {
+                crate::finding::Segment::Key(key) => whole.key(key),
+                crate::finding::Segment::Index(index) => whole.index(*index),
+            };
+        }
+        self.marks.locate(&whole)
+    }
+}
+
+/// What names an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its API version.
+    pub api_version: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace, where it says one.
+    pub namespace: Option<String>,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+}
+
+impl From<&Subject> for ObjectName {
+    fn from(subject: &Subject) -> Self {
+        Self {
+            api_version: subject.api_version.clone(),
+            kind: subject.kind.clone(),
+            namespace: subject.namespace.clone(),
+            name: Some(subject.name.clone()).filter(|name| !name.is_empty()),
+        }
+    }
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.kind)?;
+        match (&self.namespace, &self.name) {
+            (Some(namespace), Some(name)) => write!(f, " {namespace}/{name}"),
+            (None, Some(name)) => write!(f, " {name}"),
+            (Some(namespace), None) => write!(f, " in {namespace}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Counts over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Summary {
+    /// Objects seen, kinds without a rule included.
+    pub objects: usize,
+    /// Objects refused.
+    pub denied: usize,
+    /// Objects let in with a warning.
+    pub warned: usize,
+    /// Objects let in without.
+    pub allowed: usize,
+    /// Objects in which something was filled.
+    pub filled: usize,
+    /// Objects let in by an exemption.
+    pub exempted: usize,
+    /// Places where no object could be read.
+    pub errors: usize,
+}
+
+/// What a folder walk passed by because it is no manifest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassedBy {
+    /// YAML without `apiVersion` and `kind`.
+    pub other_yaml: usize,
+    /// Templates of a chart.
+    pub templates: usize,
+}
+
+impl Report {
+    /// Adds what came of one object. Objects of kinds without a rule are counted, not listed.
+    pub fn add(&mut self, entry: Entry) {
+        match &entry.outcome {
+            Outcome::Failed(_) => self.summary.errors += 1,
+            Outcome::Reviewed(review) => {
+                self.summary.objects += 1;
+                match review.verdict() {
+                    Verdict::Deny => self.summary.denied += 1,
+                    Verdict::Warn => self.summary.warned += 1,
+                    Verdict::Allow => self.summary.allowed += 1,
+                }
+                if review
+                    .findings
+                    .iter()
+                    .any(|finding: &Finding| finding.filled)
+                {
+                    self.summary.filled += 1;
+                }
+                if review.skipped == Some(crate::review::Skip::Kind) {
+                    return;
+                }
+            }
+        }
+        self.entries.push(entry);
+    }
+
+    /// The exit code: 2 where something could not be read, else 1 where something was denied.
+    pub fn exit_code(&self) -> u8 {
+        match (self.summary.errors, self.summary.denied) {
+            (0, 0) => crate::cli::OK,
+            (0, _) => crate::cli::DENIED,
+            _ => crate::cli::FAILED,
+        }
+    }
+}
+
+/// Writes to standard output. A reader that went away, as `head` does, is no fault.
+pub fn print(text: &str) {
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Writes one line to standard error.
+pub fn complain(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "gangplank: {text}");
+}

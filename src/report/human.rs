@@ -1,0 +1,181 @@
+//! For people: every finding points at its line, as rustc does.
+
+use std::{fmt::Write, ops::Range};
+
+use annotate_snippets::{
+    AnnotationKind, Element, Group, Level as Shown, Origin as Place, Renderer, Snippet,
+};
+
+use super::{Entry, Origin, Outcome, Problem, Report};
+use crate::{
+    finding::{Finding, Level},
+    rules,
+    webhook::answer::shown,
+};
+
+/// The whole report; with colours for a terminal.
+pub fn render(report: &Report, colours: bool) -> String {
+    let renderer = if colours {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
+    let mut text = String::new();
+    for entry in &report.entries {
+        match &entry.outcome {
+            Outcome::Failed(problem) => {
+                let title = Shown::ERROR.primary_title(problem.message.as_str());
+                let groups =
+                    [title.elements(entry.origin.iter().map(|origin| broken(origin, problem)))];
+                let _ = writeln!(text, "{}\n", renderer.render(&groups));
+            }
+            Outcome::Reviewed(review) => {
+                for finding in review
+                    .findings
+                    .iter()
+                    .filter(|finding| finding.level != Level::Audit)
+                {
+                    let _ = writeln!(text, "{}\n", renderer.render(&groups(entry, finding)));
+                }
+            }
+        }
+    }
+    text.push_str(&summary(report));
+    text
+}
+
+fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
+    let level = match finding.level {
+        Level::Deny => Shown::ERROR.with_name("denied"),
+        Level::Warn => Shown::WARNING,
+        Level::Info => Shown::INFO.with_name("filled"),
+        Level::Audit => Shown::NOTE,
+    };
+    let object = entry
+        .object
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let title = level
+        .primary_title(format!("{object}: {}", finding.message))
+        .id(finding.rule);
+    let place: Element<'_> = match entry
+        .origin
+        .as_ref()
+        .filter(|origin| !origin.text.is_empty())
+    {
+        Some(origin) => {
+            let (key, value) = origin.locate(&finding.path);
+            let label = label(finding, value.is_some());
+            let range = value.map_or_else(|| key.clone(), |value| join(&origin.text, &key, value));
+            Snippet::source(origin.text.as_ref())
+                .path(origin.file.as_ref())
+                .annotation(AnnotationKind::Primary.span(range).label(label))
+                .into()
+        }
+        None => Place::path(finding.path.to_string()).into(),
+    };
+    let mut group = title.element(place);
+    if !finding.instead.is_empty() {
+        group = group.element(
+            Shown::HELP.message(format!("write instead:\n{}", finding.instead.trim_end())),
+        );
+    }
+    if finding.level != Level::Info
+        && let Some(rule) = rules::rule(finding.rule)
+    {
+        group = group.element(Shown::NOTE.message(format!("see {}", rule.help())));
+    }
+    vec![group]
+}
+
+fn label(finding: &Finding, is_there: bool) -> String {
+    match (&finding.value, finding.filled, is_there) {
+        (Some(value), true, _) => format!("{} becomes {}", finding.path, shown(value)),
+        (Some(value), false, false) => format!("{} is {}", finding.path, shown(value)),
+        (None, _, false) => format!("{} is not here", finding.path),
+        (_, _, true) => finding.path.to_string(),
+    }
+}
+
+/// Key and value together where they stand on one line, else the key.
+fn join(text: &str, key: &Range<usize>, value: Range<usize>) -> Range<usize> {
+    let whole = key.start.min(value.start)..value.end;
+    match text.get(whole.clone()) {
+        Some(covered) if !covered.trim_end().contains('\n') => {
+            whole.start..whole.start + covered.trim_end().len()
+        }
+        _ => key.clone(),
+    }
+}
+
+fn broken<'a>(origin: &'a Origin, problem: &Problem) -> Element<'a> {
+    let (Some(line), Some(column)) = (problem.line, problem.column) else {
+        return Place::path(origin.file.as_ref()).into();
+    };
+    let start: usize = origin
+        .text
+        .split_inclusive('\n')
+        .take(line.saturating_sub(1))
+        .map(str::len)
+        .sum();
+    let rest = origin.text.get(start..).unwrap_or_default();
+    let row = rest.lines().next().unwrap_or_default();
+    let within: usize = row
+        .chars()
+        .take(column.saturating_sub(1))
+        .map(char::len_utf8)
+        .sum();
+    let at = (start + within).min(origin.text.len());
+    let end = at
+        + row
+            .get(within..)
+            .and_then(|rest| rest.chars().next())
+            .map_or(0, char::len_utf8);
+    if origin.text.is_empty() {
+        return Place::path(origin.file.as_ref())
+            .line(line)
+            .char_column(column)
+            .into();
+    }
+    Snippet::source(origin.text.as_ref())
+        .path(origin.file.as_ref())
+        .annotation(AnnotationKind::Primary.span(at..end))
+        .into()
+}
+
+fn summary(report: &Report) -> String {
+    let counts = &report.summary;
+    let plural = |count: usize, one: &str, many: &str| {
+        format!("{count} {}", if count == 1 { one } else { many })
+    };
+    let mut text = format!(
+        "{}: {} denied, {} warned, {} allowed",
+        plural(counts.objects, "object", "objects"),
+        counts.denied,
+        counts.warned,
+        counts.allowed
+    );
+    if counts.filled > 0 {
+        let _ = write!(text, "; {} filled", counts.filled);
+    }
+    if counts.errors > 0 {
+        let _ = write!(text, "; {}", plural(counts.errors, "error", "errors"));
+    }
+    text.push('\n');
+    if report.passed_by.other_yaml > 0 {
+        let _ = writeln!(
+            text,
+            "passed by: {} without apiVersion and kind",
+            plural(report.passed_by.other_yaml, "file", "files")
+        );
+    }
+    if report.passed_by.templates > 0 {
+        let _ = writeln!(
+            text,
+            "passed by: {} of charts; render them: helm template <chart> | gangplank check -",
+            plural(report.passed_by.templates, "template", "templates")
+        );
+    }
+    text
+}

@@ -1,0 +1,396 @@
+//! YAML and JSON text to values, with the place of every value in the text.
+//!
+//! A stream is cut into documents where kubectl cuts it (a line that begins with `---`), so that a
+//! document that does not parse leaves the others readable.
+
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Number, Value};
+use serde_saphyr::{Location, Spanned};
+
+use crate::finding::{FieldPath, Segment};
+
+/// A document of a stream.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its position in the stream, from 0; documents without content do not count.
+    pub index: usize,
+    /// What it says.
+    pub value: Arc<Value>,
+    /// Where it says it.
+    pub marks: Marks,
+}
+
+/// Why a document could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    /// The position of the document in the stream, from 0.
+    pub index: usize,
+    /// What is wrong.
+    pub message: String,
+    /// The line, from 1.
+    pub line: Option<usize>,
+    /// The column in characters, from 1.
+    pub column: Option<usize>,
+}
+
+/// Where the values of a document stand, as byte ranges in the whole text.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    root: Mark,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Mark {
+    key: Option<Range<usize>>,
+    value: Range<usize>,
+    members: BTreeMap<String, Self>,
+    elements: Vec<Self>,
+}
+
+impl Marks {
+    /// The place of a path: its key where it has one, else its value; for a path that is not there,
+    /// its nearest ancestor. The second range is the value's, where the path itself is there.
+    pub fn locate(&self, path: &FieldPath) -> (Range<usize>, Option<Range<usize>>) {
+        let mut at = &self.root;
+        for segment in path.segments() {
+            let next = match segment {
+                Segment::Key(key) => at.members.get(key),
+                Segment::Index(index) => at.elements.get(*index),
+            };
+            match next {
+                Some(below) => at = below,
+                None => return (at.place(), None),
+            }
+        }
+        (at.place(), Some(at.value.clone()))
+    }
+}
+
+impl Mark {
+    fn place(&self) -> Range<usize> {
+        self.key.clone().unwrap_or_else(|| self.value.clone())
+    }
+}
+
+/// Reads every document of a text. Documents that do not parse stand between the others as errors.
+pub fn read(text: &str) -> Vec<Result<Document, SourceError>> {
+    let mut documents = Vec::new();
+    let mut index = 0;
+    for part in split(text) {
+        let Some(source) = text.get(part.clone()) else {
+            continue;
+        };
+        if source
+            .lines()
+            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+        {
+            continue;
+        }
+        match parse(source) {
+            Ok(Spanned {
+                value: Node::Null, ..
+            }) => continue,
+            Ok(node) => {
+                let mut root = Mark::default();
+                let value = Arc::new(convert(node, part.start, &mut root));
+                documents.push(Ok(Document {
+                    index,
+                    value,
+                    marks: Marks { root },
+                }));
+            }
+            Err(error) => {
+                let above = text.get(..part.start).unwrap_or_default();
+                let lines_above = above.bytes().filter(|byte| *byte == b'\n').count();
+                let location = error.location().filter(|location| location.line() > 0);
+                documents.push(Err(SourceError {
+                    index,
+                    message: plain(&error),
+                    line: location.map(|location| lines_above + number(location.line())),
+                    column: location.map(|location| number(location.column())),
+                }));
+            }
+        }
+        index += 1;
+    }
+    documents
+}
+
+/// The line and column, from 1, of a byte of the text; the column counts characters.
+pub fn line_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset.min(text.len())).unwrap_or_default();
+    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count()
+        + 1;
+    (line, column)
+}
+
+/// Byte ranges of the documents: between lines that begin with `---`.
+fn split(text: &str) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        let marker = line.strip_prefix("---").is_some_and(|rest| {
+            rest.is_empty() || rest.starts_with(|next: char| next.is_whitespace())
+        });
+        if marker {
+            parts.push(start..offset);
+            // What follows the marker on its line belongs to the document.
+            start = offset + 3;
+        }
+        offset += line.len();
+    }
+    parts.push(start..text.len());
+    parts
+}
+
+fn parse(source: &str) -> Result<Spanned<Node>, serde_saphyr::Error> {
+    // Kubernetes reads YAML 1.1, where 0755 is octal: a file mode means the same to both.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    serde_saphyr::from_str_with_options(source, options)
+}
+
+/// The message alone: place and snippet are shown our own way.
+fn plain(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    match text.find(" at line ") {
+        Some(end) => text.get(..end).unwrap_or(text).to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+fn number(from: u64) -> usize {
+    usize::try_from(from).unwrap_or(usize::MAX)
+}
+
+fn range(location: Location, base: usize) -> Range<usize> {
+    let span = location.span();
+    let start = base + number(span.byte_offset().unwrap_or_default());
+    start..start + number(span.byte_len().unwrap_or_default())
+}
+
+/// A YAML value with the places of its parts.
+#[derive(Debug)]
+enum Node {
+    Null,
+    Bool(bool),
+    Number(Number),
+    String(String),
+    Sequence(Vec<Spanned<Self>>),
+    Mapping(Vec<(Spanned<String>, Spanned<Self>)>),
+}
+
+fn convert(node: Spanned<Node>, base: usize, mark: &mut Mark) -> Value {
+    mark.value = range(node.referenced, base);
+    match node.value {
+        Node::Null => Value::Null,
+        Node::Bool(value) => Value::Bool(value),
+        Node::Number(value) => Value::Number(value),
+        Node::String(value) => Value::String(value),
+        Node::Sequence(list) => Value::Array(
+            list.into_iter()
+                .map(|element| {
+                    let mut below = Mark::default();
+                    let value = convert(element, base, &mut below);
+                    mark.elements.push(below);
+                    value
+                })
+                .collect(),
+        ),
+        Node::Mapping(members) => {
+            let mut object = Map::new();
+            for (key, value) in members {
+                let mut below = Mark {
+                    key: Some(range(key.referenced, base)),
+                    ..Mark::default()
+                };
+                let value = convert(value, base, &mut below);
+                mark.members.insert(key.value.clone(), below);
+                object.insert(key.value, value);
+            }
+            Value::Object(object)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        Node::deserialize(deserializer)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Number(value.into()))
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Number(value.into()))
+    }
+
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<Node, E> {
+        Ok(Number::from_i128(value).map_or_else(|| Node::String(value.to_string()), Node::Number))
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<Node, E> {
+        Ok(Number::from_u128(value).map_or_else(|| Node::String(value.to_string()), Node::Number))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Node, E> {
+        // JSON has no infinity; Kubernetes would refuse it too.
+        Ok(Number::from_f64(value).map_or_else(|| Node::String(value.to_string()), Node::Number))
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Node, E> {
+        Ok(Node::String(value.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, value: String) -> Result<Node, E> {
+        Ok(Node::String(value))
+    }
+
+    fn visit_bytes<E: de::Error>(self, value: &[u8]) -> Result<Node, E> {
+        Ok(Node::String(String::from_utf8_lossy(value).into_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Node, A::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = sequence.next_element::<Spanned<Node>>()? {
+            list.push(element);
+        }
+        Ok(Node::Sequence(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+        let mut members = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            members.push((key, map.next_value::<Spanned<Node>>()?));
+        }
+        Ok(Node::Mapping(members))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn one(text: &str) -> Document {
+        read(text).remove(0).unwrap()
+    }
+
+    #[test]
+    fn marks_point_at_keys_values_and_ancestors() {
+        let text = "spec:\n  list:\n    - name: ä\n      query: \"up\"\n";
+        let document = one(text);
+        assert_eq!(
+            *document.value,
+            json!({"spec": {"list": [{"name": "ä", "query": "up"}]}})
+        );
+        let path = FieldPath::of(&["spec", "list"]).index(0).key("query");
+        let (key, value) = document.marks.locate(&path);
+        assert_eq!(&text[key.clone()], "query");
+        assert_eq!(&text[value.unwrap()], "\"up\"");
+        assert_eq!(line_column(text, key.start), (4, 7));
+        let (ancestor, value) = document
+            .marks
+            .locate(&FieldPath::of(&["spec", "list", "none"]));
+        assert_eq!((&text[ancestor], value), ("list", None));
+    }
+
+    #[test]
+    fn documents_are_cut_where_kubectl_cuts_them() {
+        let text = "# nothing\n---\na: 1\n--- # next\nb: |\n  --- inside\n---\n\n---\n- c\n";
+        let values: Vec<_> = read(text)
+            .into_iter()
+            .map(|document| document.unwrap())
+            .collect();
+        assert_eq!(*values[0].value, json!({"a": 1}));
+        assert_eq!(*values[1].value, json!({"b": "--- inside\n"}));
+        assert_eq!(
+            (values[2].index, values[2].value.as_ref()),
+            (2, &json!(["c"]))
+        );
+        assert_eq!(values.len(), 3);
+    }
+
+    #[test]
+    fn a_broken_document_says_where_and_leaves_the_rest() {
+        let text = "a: 1\n---\nb:\n  c: 1\n d: 2\n---\ne: 1\n";
+        let documents = read(text);
+        assert!(documents[0].is_ok() && documents[2].is_ok());
+        let error = documents[1].as_ref().unwrap_err();
+        assert_eq!((error.index, error.line), (1, Some(5)), "{error:?}");
+        assert!(!error.message.is_empty() && !error.message.contains('\n'));
+    }
+
+    #[test]
+    fn scalars_mean_what_they_mean_to_kubernetes() {
+        let text = "mode: 0755\non: yes\ntext: \"1\"\nnone: ~\n1: x\nbig: 123456789012345678901234567890\n";
+        let value = one(text).value;
+        assert_eq!(value["mode"], 493);
+        assert_eq!(value["text"], "1");
+        assert_eq!(value["none"], Value::Null);
+        assert_eq!(value["1"], "x");
+    }
+
+    #[test]
+    fn anchors_and_merges_are_expanded_and_duplicate_keys_refused() {
+        let text = "base: &b {x: 1}\nuse:\n  <<: *b\n  y: 2\n";
+        assert_eq!(one(text).value["use"], json!({"x": 1, "y": 2}));
+        assert!(read("a: 1\na: 2\n")[0].is_err());
+    }
+
+    #[test]
+    fn json_is_read_too() {
+        assert_eq!(
+            *one("{\"a\": [1, {\"b\": null}]}").value,
+            json!({"a": [1, {"b": null}]})
+        );
+    }
+
+    #[test]
+    fn hostile_nesting_is_an_error_and_not_a_crash() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(read(&deep)[0].is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! The serving certificate: TLS 1.2 and 1.3 by rustls, with a certificate that can be replaced while
+//! connections are open.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+pub mod authority;
+pub mod files;
+
+/// Why a certificate cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read.
+    #[error("cannot read {path}: {error}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} holds no {what} in PEM form")]
+    Empty {
+        /// The file.
+        path: String,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// A file is not PEM, or what it holds is not what its header says.
+    #[error("{path} is no PEM file: {error}")]
+    Pem {
+        /// The file.
+        path: String,
+        /// Why.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// Key and certificate do not belong together, or the key is of no use.
+    #[error("certificate and key do not make a pair: {0}")]
+    Pair(#[source] rustls::Error),
+    /// The certificate is not readable as X.509.
+    #[error("the certificate is not readable: {0}")]
+    Certificate(String),
+    /// The certificate is not valid now.
+    #[error("the certificate is not valid now: it holds from {from} until {until}")]
+    Expired {
+        /// The first moment.
+        from: String,
+        /// The last moment.
+        until: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// No cryptography is installed.
+    #[error("no cryptography provider is installed")]
+    NoProvider,
+    /// The TLS library refuses the settings.
+    #[error("cannot set up TLS: {0}")]
+    Setup(#[source] rustls::Error),
+}
+
+/// A certificate and its key, checked to belong together and to be valid now.
+#[derive(Clone)]
+pub struct Identity {
+    key: Arc<CertifiedKey>,
+    /// When the certificate begins to hold.
+    pub not_before: SystemTime,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Checks a chain (leaf first) and its key.
+    ///
+    /// # Errors
+    /// Where they do not belong together, or the leaf does not hold at `now`.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        now: SystemTime,
+    ) -> Result<Self, TlsError> {
+        let (not_before, not_after) = match chain.first() {
+            Some(leaf) => validity(leaf)?,
+            None => return Err(TlsError::Certificate("the chain is empty".to_owned())),
+        };
+        if now < not_before || now >= not_after {
+            return Err(TlsError::Expired {
+                from: moment(not_before),
+                until: moment(not_after),
+            });
+        }
+        let provider = CryptoProvider::get_default().ok_or(TlsError::NoProvider)?;
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(TlsError::Pair)?;
+        Ok(Self {
+            key: Arc::new(key),
+            not_before,
+            not_after,
+        })
+    }
+
+    /// When to replace it: after two thirds of its life.
+    pub fn renew_at(&self) -> SystemTime {
+        let life = self
+            .not_after
+            .duration_since(self.not_before)
+            .unwrap_or_default();
+        self.not_before + life * 2 / 3
+    }
+}
+
+/// When a certificate begins to hold and ends.
+fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), TlsError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| TlsError::Certificate(error.to_string()))?;
+    let at = |seconds: i64| {
+        let since = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 {
+            UNIX_EPOCH
+        } else {
+            UNIX_EPOCH + since
+        }
+    };
+    let validity = parsed.validity();
+    Ok((
+        at(validity.not_before.timestamp()),
+        at(validity.not_after.timestamp()),
+    ))
+}
+
+/// A time as people read it.
+fn moment(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
+}
+
+/// Hands out the certificate that is current when a connection begins.
+#[derive(Debug)]
+pub struct Resolver {
+    identity: ArcSwap<Identity>,
+}
+
+impl Resolver {
+    /// Begins with one certificate.
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity: ArcSwap::from_pointee(identity),
+        }
+    }
+
+    /// Serves another certificate from now on; open connections go on with theirs.
+    pub fn replace(&self, identity: Identity) {
+        self.identity.store(Arc::new(identity));
+    }
+
+    /// The certificate served now.
+    pub fn current(&self) -> Arc<Identity> {
+        self.identity.load_full()
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.identity.load().key))
+    }
+}
+
+/// The TLS settings of the admission port.
+///
+/// # Errors
+/// Where the cryptography provider is missing or refuses them.
+pub fn server_config(resolver: Arc<Resolver>) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = CryptoProvider::get_default().ok_or(TlsError::NoProvider)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(TlsError::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,107 @@
+//! A certificate and key from files, as cert-manager or a site's own tooling writes them.
+
+use std::{fs, path::Path, time::SystemTime};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::{Identity, TlsError};
+
+/// Reads a chain and its key.
+///
+/// # Errors
+/// Where a file is missing or is not PEM, the two do not belong together, or the certificate does
+/// not hold at `now`.
+pub fn load(certificate: &Path, key: &Path, now: SystemTime) -> Result<Identity, TlsError> {
+    let chain = certificates(certificate)?;
+    let text = read(key)?;
+    let secret = PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => TlsError::Empty {
+            path: key.display().to_string(),
+            what: "private key",
+        },
+        error => TlsError::Pem {
+            path: key.display().to_string(),
+            error,
+        },
+    })?;
+    Identity::new(chain, secret, now)
+}
+
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// Where the file cannot be read or holds none.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(path)?;
+    let shown = || path.display().to_string();
+    let chain = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| TlsError::Pem {
+            path: shown(),
+            error,
+        })?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty {
+            path: shown(),
+            what: "certificate",
+        });
+    }
+    Ok(chain)
+}
+
+/// The bytes of a file.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|error| TlsError::Read {
+        path: path.display().to_string(),
+        error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn errors_name_the_file_and_what_is_wrong_with_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let make = |until: i32| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(until, 1, 1);
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let (cert, key) = make(2100);
+        let (_, other) = make(2100);
+        let (old, old_key) = make(2021);
+        let now = SystemTime::now();
+        let says = |cert: &str, key: &str| {
+            load(&at("tls.crt", cert), &at("tls.key", key), now)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(load(&at("a.crt", &cert), &at("a.key", &key), now).is_ok());
+        assert!(says("", &key).ends_with("tls.crt holds no certificate in PEM form"));
+        assert!(says(&cert, "no key").ends_with("tls.key holds no private key in PEM form"));
+        assert!(says(&cert, &other).starts_with("certificate and key do not make a pair"));
+        assert!(says(&old, &old_key).contains("until 2021-01-01T00:00:00Z"));
+        let missing = load(Path::new("/nonexistent/tls.crt"), Path::new("/x"), now);
+        assert!(
+            missing
+                .unwrap_err()
+                .to_string()
+                .starts_with("cannot read /nonexistent/tls.crt")
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! The admission endpoints: `/mutate`, `/validate` and `/validate/advise`.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use self::envelope::{Envelope, Refusal};
+use crate::{
+    facts::Facts,
+    metrics::{Metrics, Seen},
+    policy::Policy,
+    review::{Review, review},
+    subject::{Door, Subject},
+};
+
+pub mod answer;
+pub mod envelope;
+pub mod registration;
+
+/// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
+pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
+
+/// A body that dribbles in slower than this is not from an API server.
+const BODY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Below the webhook configurations' timeout of 5 s the API server stops listening.
+pub const TIMEOUT_SECONDS: i32 = 5;
+
+/// The pure question; tests put others in its place.
+pub type Reviewer = fn(&Policy, &Facts, &Subject, Timestamp) -> Review;
+
+/// What the endpoints share.
+#[derive(Debug)]
+pub struct Desk {
+    /// The policy in force.
+    pub policy: ArcSwap<Policy>,
+    /// What else is known.
+    pub facts: ArcSwap<Facts>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The question that is asked.
+    pub reviewer: Reviewer,
+}
+
+impl Desk {
+    /// A desk that asks [`review`].
+    pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Self {
+        metrics.policy(&policy);
+        Self {
+            policy: ArcSwap::from_pointee(policy),
+            facts: ArcSwap::from_pointee(Facts::unknown()),
+            metrics,
+            reviewer: review,
+        }
+    }
+}
+
+/// The admission endpoints.
+pub fn router(desk: Arc<Desk>) -> Router {
+    Router::new()
+        .route("/mutate", post(mutate))
+        .route("/validate", post(validate))
+        .route("/validate/advise", post(advise))
+        .with_state(desk)
+}
+
+async fn mutate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+    serve(&desk, "mutate", Door::Mutate, request).await
+}
+
+async fn validate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+    serve(&desk, "validate", Door::Validate, request).await
+}
+
+async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+    serve(&desk, "advise", Door::Validate, request).await
+}
+
+async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+    let body = match read(request).await {
+        Ok(body) => body,
+        Err(refusal) => return refused(desk, endpoint, &refusal),
+    };
+    let started = Instant::now();
+    match envelope::open(&body, door).and_then(|envelope| ask(desk, endpoint, &envelope)) {
+        Ok(answer) => {
+            desk.metrics.took(endpoint, started.elapsed());
+            respond(StatusCode::OK, &answer)
+        }
+        Err(refusal) => refused(desk, endpoint, &refusal),
+    }
+}
+
+/// Answers an admission request. A panic in a rule is an error of that request alone.
+fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result<Value, Refusal> {
+    let Envelope { uid, subject } = envelope;
+    let (policy, facts) = (desk.policy.load(), desk.facts.load());
+    let reviewed = catch_unwind(AssertUnwindSafe(|| {
+        let review = (desk.reviewer)(&policy, &facts, subject, Timestamp::now());
+        let answer = answer::answer(&policy, uid, subject, &review);
+        (review, answer)
+    }));
+    let Ok((review, answer)) = reviewed else {
+        desk.metrics.panicked();
+        tracing::error!(
+            uid,
+            kind = subject.kind,
+            namespace = subject.namespace,
+            name = subject.name,
+            "a rule panicked; please report it with the object"
+        );
+        return Err(Refusal {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            uid: uid.clone(),
+            message: "gangplank failed on this object; its log says more".to_owned(),
+        });
+    };
+    desk.metrics.reviewed(&Seen {
+        endpoint,
+        subject,
+        review: &review,
+    });
+    if review.skipped.is_none() {
+        let rules: Vec<&str> = review.findings.iter().map(|finding| finding.rule).collect();
+        tracing::info!(
+            uid,
+            endpoint,
+            kind = subject.kind,
+            namespace = subject.namespace,
+            name = subject.name,
+            verdict = review.verdict().as_str(),
+            rules = rules.join(","),
+            patched = review.patch.0.len(),
+            "reviewed"
+        );
+    }
+    Ok(answer)
+}
+
+/// Reads a JSON body within the limits.
+async fn read(request: Request) -> Result<Vec<u8>, Refusal> {
+    let refuse = |code, message: String| Refusal {
+        code,
+        uid: String::new(),
+        message,
+    };
+    let media = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = media
+        .and_then(|media| media.split(';').next())
+        .unwrap_or_default()
+        .trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(refuse(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "the body is {:?}; only application/json is read",
+                media.unwrap_or_default()
+            ),
+        ));
+    }
+    let too_large = || {
+        refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {BODY_LIMIT} bytes"),
+        )
+    };
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > BODY_LIMIT) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
+    match tokio::time::timeout(BODY_DEADLINE, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
+        Ok(Err(error)) => Err(refuse(
+            StatusCode::BAD_REQUEST,
+            format!("the body broke off: {error}"),
+        )),
+        Err(_) => Err(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            format!(
+                "the body did not arrive within {} s",
+                BODY_DEADLINE.as_secs()
+            ),
+        )),
+    }
+}
+
+fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal) -> Response {
+    desk.metrics.refused(endpoint, refusal.code.as_u16());
+    tracing::warn!(
+        endpoint,
+        code = refusal.code.as_u16(),
+        uid = refusal.uid,
+        "{refusal}"
+    );
+    respond(refusal.code, &answer::refuse(refusal))
+}
+
+fn respond(code: StatusCode, answer: &Value) -> Response {
+    let body = serde_json::to_vec(answer).unwrap_or_default();
+    let mut response = (code, Body::from(body)).into_response();
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}

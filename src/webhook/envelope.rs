@@ -1,0 +1,317 @@
+//! From the bytes of an `AdmissionReview` (admission.k8s.io/v1) to a subject.
+//!
+//! The uid is read first: the API server drops an answer without it, so it is echoed even to a body
+//! that makes no other sense.
+
+use std::{fmt, sync::Arc};
+
+use axum::http::StatusCode;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::subject::{Door, Operation, Subject};
+
+/// The only version spoken.
+pub const API_VERSION: &str = "admission.k8s.io/v1";
+
+/// An admission request that could be read.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// To be echoed.
+    pub uid: String,
+    /// What is asked about.
+    pub subject: Subject,
+}
+
+/// A request that cannot be answered with a verdict.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The HTTP status, also the code of the answer.
+    pub code: StatusCode,
+    /// To be echoed; empty where none could be read.
+    pub uid: String,
+    /// What is wrong with the request.
+    pub message: String,
+}
+
+/// Reads an admission request.
+///
+/// # Errors
+/// 400 for a body that is not JSON or not an `AdmissionReview` of v1 with a uid and an object of
+/// the right shape.
+pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
+    let mut review: Value = serde_json::from_slice(body).map_err(|error| Refusal {
+        code: StatusCode::BAD_REQUEST,
+        uid: salvage_uid(body),
+        message: format!("the body is not JSON: {error}"),
+    })?;
+    let uid = review
+        .pointer("/request/uid")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let refuse = |message: String| Refusal {
+        code: StatusCode::BAD_REQUEST,
+        uid: uid.clone(),
+        message,
+    };
+    let text = |review: &Value, pointer: &str| {
+        review
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    if !review.is_object() {
+        return Err(refuse(format!(
+            "the body is {}, not an AdmissionReview",
+            type_of(&review)
+        )));
+    }
+    let (version, kind) = (text(&review, "/apiVersion"), text(&review, "/kind"));
+    if version != API_VERSION || kind != "AdmissionReview" {
+        return Err(refuse(format!(
+            "the body is {version:?} {kind:?}; only {API_VERSION:?} \"AdmissionReview\" is spoken here"
+        )));
+    }
+    if !review.get("request").is_some_and(Value::is_object) {
+        return Err(refuse("the AdmissionReview holds no request".to_owned()));
+    }
+    if uid.is_empty() {
+        return Err(refuse("the request has no uid".to_owned()));
+    }
+    let operation = match text(&review, "/request/operation").as_str() {
+        "CREATE" => Operation::Create,
+        "UPDATE" => Operation::Update,
+        "DELETE" => Operation::Delete,
+        "CONNECT" => Operation::Connect,
+        other => return Err(refuse(format!("request.operation is {other:?}"))),
+    };
+    let (group, version, kind) = (
+        text(&review, "/request/kind/group"),
+        text(&review, "/request/kind/version"),
+        text(&review, "/request/kind/kind"),
+    );
+    if kind.is_empty() || version.is_empty() {
+        return Err(refuse("request.kind names no version and kind".to_owned()));
+    }
+    let mut take = |member: &str| {
+        review
+            .pointer_mut(&format!("/request/{member}"))
+            .map(Value::take)
+            .filter(|value| !value.is_null())
+    };
+    let (object, old) = (take("object"), take("oldObject"));
+    for (member, value) in [("object", &object), ("oldObject", &old)] {
+        if let Some(value) = value
+            && !value.is_object()
+        {
+            return Err(refuse(format!(
+                "request.{member} is {}, not an object",
+                type_of(value)
+            )));
+        }
+    }
+    // DELETE and CONNECT come without an object, or with one that is no object of ours.
+    let value = match operation {
+        Operation::Create | Operation::Update => {
+            object.ok_or_else(|| refuse("the request holds no object".to_owned()))?
+        }
+        Operation::Delete | Operation::Connect => object.unwrap_or_default(),
+    };
+    if operation == Operation::Update && old.is_none() {
+        return Err(refuse(
+            "the request is an UPDATE without oldObject".to_owned(),
+        ));
+    }
+    let name = Some(text(&review, "/request/name"))
+        .filter(|name| !name.is_empty())
+        .or_else(|| value.pointer("/metadata/name")?.as_str().map(str::to_owned))
+        .unwrap_or_default();
+    let subject = Subject {
+        api_version: if group.is_empty() {
+            version
+        } else {
+            format!("{group}/{version}")
+        },
+        kind,
+        namespace: Some(text(&review, "/request/namespace")).filter(|name| !name.is_empty()),
+        name,
+        value: Arc::new(value),
+        old: (operation == Operation::Update)
+            .then(|| old.map(Arc::new))
+            .flatten(),
+        door,
+        operation,
+        subresource: text(&review, "/request/subResource"),
+    };
+    Ok(Envelope { uid, subject })
+}
+
+/// The JSON type of a value, as a message names it.
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The uid in what can be read of a body before it breaks off.
+fn salvage_uid(body: &[u8]) -> String {
+    let mut uid = String::new();
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    // An error is the expected end; what was read before it counts.
+    let _ = Members {
+        wanted: &["request", "uid"],
+        found: &mut uid,
+    }
+    .deserialize(&mut deserializer);
+    uid
+}
+
+/// Walks down nested members and keeps the string at their end as soon as it is read.
+struct Members<'a> {
+    wanted: &'a [&'a str],
+    found: &'a mut String,
+}
+
+impl<'de> DeserializeSeed<'de> for Members<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Members<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an AdmissionReview")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        if self.wanted.is_empty() {
+            text.clone_into(self.found);
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            match self.wanted.split_first() {
+                Some((first, below)) if *first == key => {
+                    map.next_value_seed(Members {
+                        wanted: below,
+                        found: self.found,
+                    })?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn request() -> Value {
+        json!({
+            "apiVersion": API_VERSION, "kind": "AdmissionReview",
+            "request": {
+                "uid": "u-1", "operation": "CREATE", "namespace": "inference", "name": "",
+                "kind": {"group": "apps", "version": "v1", "kind": "Deployment"},
+                "object": {"metadata": {"name": "vllm"}}, "oldObject": null,
+            },
+        })
+    }
+
+    fn refusal(change: impl FnOnce(&mut Value)) -> Refusal {
+        let mut review = request();
+        change(&mut review);
+        open(&serde_json::to_vec(&review).unwrap(), Door::Validate).unwrap_err()
+    }
+
+    #[test]
+    fn reads_what_the_api_server_sends() {
+        let envelope = open(&serde_json::to_vec(&request()).unwrap(), Door::Validate).unwrap();
+        let subject = envelope.subject;
+        assert_eq!(envelope.uid, "u-1");
+        assert_eq!(
+            (subject.api_version.as_str(), subject.kind.as_str()),
+            ("apps/v1", "Deployment")
+        );
+        assert_eq!(
+            (subject.namespace.as_deref(), subject.name.as_str()),
+            (Some("inference"), "vllm")
+        );
+        assert!(subject.old.is_none());
+    }
+
+    #[test]
+    fn a_delete_needs_no_object() {
+        let mut review = request();
+        review["request"]["operation"] = json!("DELETE");
+        review["request"]["object"] = Value::Null;
+        let envelope = open(&serde_json::to_vec(&review).unwrap(), Door::Validate).unwrap();
+        assert_eq!(envelope.subject.operation, Operation::Delete);
+    }
+
+    #[test]
+    fn every_refusal_echoes_the_uid() {
+        for change in [
+            |review: &mut Value| review["apiVersion"] = json!("admission.k8s.io/v1beta1"),
+            |review: &mut Value| review["kind"] = json!("Review"),
+            |review: &mut Value| review["request"]["operation"] = json!("PATCH"),
+            |review: &mut Value| review["request"]["kind"] = json!("Deployment"),
+            |review: &mut Value| review["request"]["object"] = json!("text"),
+            |review: &mut Value| review["request"]["object"] = Value::Null,
+            |review: &mut Value| review["request"]["oldObject"] = json!([]),
+            |review: &mut Value| review["request"]["operation"] = json!("UPDATE"),
+        ] {
+            let refusal = refusal(change);
+            assert_eq!(
+                (refusal.code, refusal.uid.as_str()),
+                (StatusCode::BAD_REQUEST, "u-1"),
+                "{refusal}"
+            );
+        }
+        assert_eq!(
+            refusal(|review| review["request"]["uid"] = json!(7)).message,
+            "the request has no uid"
+        );
+        assert_eq!(refusal(|review| review["request"] = json!([])).uid, "");
+    }
+
+    #[test]
+    fn a_truncated_body_still_gives_its_uid() {
+        let whole = serde_json::to_vec(&request()).unwrap();
+        let text = String::from_utf8(whole.clone()).unwrap();
+        let after_uid = text.find("u-1").unwrap() + 4;
+        for end in after_uid..whole.len() {
+            let refusal = open(&whole[..end], Door::Validate).unwrap_err();
+            assert_eq!(refusal.uid, "u-1", "cut at {end}");
+        }
+        for body in [
+            &b""[..],
+            b"null",
+            b"[]",
+            b"{",
+            b"\xff\xfe",
+            b"{\"request\":{\"uid\":{\"uid\":\"x\"}}",
+        ] {
+            assert_eq!(open(body, Door::Validate).unwrap_err().uid, "");
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The webhook configurations, generated from the rules and the policy.
+//!
+//! Three entries: `defaults` fills and never blocks; `enforce` may block a write, and so sees only
+//! what some rule can deny; `advise` sees the rest and blocks nothing. Every object goes to exactly
+//! one of the last two.
+//!
+//! Their `matchConditions` keep objects that no rule has a say in inside the API server. An error in
+//! one of them refuses the write under `failurePolicy: Fail`, so each is total: every optional member
+//! is asked for with `has()` before it is read, and an object too large to look through cheaply is
+//! sent to us instead.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use k8s_openapi::{
+    ByteString,
+    api::admissionregistration::v1::{
+        MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations,
+        ServiceReference, ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta},
+};
+
+use crate::{
+    policy::{Mode, Policy},
+    review::EXEMPT_PREFIX,
+    rules::{Kind, RULES, kinds::Relevance, metadata_read},
+    webhook::TIMEOUT_SECONDS,
+};
+
+/// Who writes the configurations, as their managed fields tell.
+pub const FIELD_MANAGER: &str = "gangplank";
+
+/// The name of both configurations where no other is asked for.
+pub const DEFAULT_NAME: &str = "gangplank";
+
+/// Beyond this many containers, taints or metrics a condition does not look through the list.
+const CHEAP: usize = 64;
+
+/// How the API server reaches us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// At this URL, without a path.
+    Url(String),
+    /// Through a Service of the cluster.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Its port.
+        port: u16,
+    },
+}
+
+/// What a failing call to `enforce` does to the write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum FailurePolicy {
+    /// Refuses it.
+    #[default]
+    Fail,
+    /// Lets it through.
+    Ignore,
+}
+
+/// What the configurations are made from, besides rules and policy.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// The name of both configurations.
+    pub name: String,
+    /// How the API server reaches us.
+    pub reach: Reach,
+    /// The certificates that it trusts us by, PEM.
+    pub ca_bundle: Vec<u8>,
+    /// Of the entry `enforce`.
+    pub failure_policy: FailurePolicy,
+}
+
+/// The configurations under one policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configurations {
+    /// The entry `defaults`; without entries where nothing is to be filled.
+    pub mutating: MutatingWebhookConfiguration,
+    /// The entries `enforce` and `advise`, where they have anything to see.
+    pub validating: ValidatingWebhookConfiguration,
+}
+
+/// One entry: kinds, each with the condition under which its objects are sent.
+struct Entry {
+    kinds: Vec<(&'static Kind, String)>,
+}
+
+impl Registration {
+    /// Generates the configurations.
+    pub fn configurations(&self, policy: &Policy) -> Configurations {
+        let metadata = ObjectMeta {
+            name: Some(self.name.clone()),
+            labels: Some([("app.kubernetes.io/name".to_owned(), "gangplank".to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let (defaults, enforce, advise) = entries(policy);
+        let mutating = defaults.map(|entry| MutatingWebhook {
+            admission_review_versions: vec!["v1".to_owned()],
+            client_config: self.client("/mutate"),
+            failure_policy: Some("Ignore".to_owned()),
+            match_conditions: Some(entry.conditions()),
+            match_policy: Some("Equivalent".to_owned()),
+            name: "defaults.gangplank.dev".to_owned(),
+            namespace_selector: Some(self.namespaces()),
+            object_selector: None,
+            reinvocation_policy: Some("IfNeeded".to_owned()),
+            rules: Some(entry.rules()),
+            side_effects: "None".to_owned(),
+            timeout_seconds: Some(TIMEOUT_SECONDS),
+        });
+        let validating = |entry: Option<Entry>, name: &str, path: &str, failure: FailurePolicy| {
+            entry.map(|entry| ValidatingWebhook {
+                admission_review_versions: vec!["v1".to_owned()],
+                client_config: self.client(path),
+                failure_policy: Some(format!("{failure:?}")),
+                match_conditions: Some(entry.conditions()),
+                match_policy: Some("Equivalent".to_owned()),
+                name: format!("{name}.gangplank.dev"),
+                namespace_selector: Some(self.namespaces()),
+                object_selector: None,
+                rules: Some(entry.rules()),
+                side_effects: "None".to_owned(),
+                timeout_seconds: Some(TIMEOUT_SECONDS),
+            })
+        };
+        let enforce = validating(enforce, "enforce", "/validate", self.failure_policy);
+        let advise = validating(advise, "advise", "/validate/advise", FailurePolicy::Ignore);
+        Configurations {
+            mutating: MutatingWebhookConfiguration {
+                metadata: metadata.clone(),
+                webhooks: Some(mutating.into_iter().collect()),
+            },
+            validating: ValidatingWebhookConfiguration {
+                metadata,
+                webhooks: Some(enforce.into_iter().chain(advise).collect()),
+            },
+        }
+    }
+
+    fn client(&self, path: &str) -> WebhookClientConfig {
+        let ca_bundle = Some(ByteString(self.ca_bundle.clone()));
+        match &self.reach {
+            Reach::Url(base) => WebhookClientConfig {
+                ca_bundle,
+                service: None,
+                url: Some(format!("{}{path}", base.trim_end_matches('/'))),
+            },
+            Reach::Service {
+                namespace,
+                name,
+                port,
+            } => WebhookClientConfig {
+                ca_bundle,
+                service: Some(ServiceReference {
+                    name: name.clone(),
+                    namespace: namespace.clone(),
+                    path: Some(path.to_owned()),
+                    port: Some(i32::from(*port)),
+                }),
+                url: None,
+            },
+        }
+    }
+
+    /// A cluster must be able to start again while we are down: its own namespace and ours stay out.
+    fn namespaces(&self) -> LabelSelector {
+        let mut values = vec!["kube-system".to_owned()];
+        if let Reach::Service { namespace, .. } = &self.reach
+            && namespace != "kube-system"
+        {
+            values.push(namespace.clone());
+        }
+        LabelSelector {
+            match_expressions: Some(vec![LabelSelectorRequirement {
+                key: "kubernetes.io/metadata.name".to_owned(),
+                operator: "NotIn".to_owned(),
+                values: Some(values),
+            }]),
+            match_labels: None,
+        }
+    }
+}
+
+/// The entries `defaults`, `enforce` and `advise` under a policy.
+fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
+    let mut kinds: Vec<&'static Kind> = Vec::new();
+    for kind in RULES.iter().flat_map(|rule| rule.kinds) {
+        if !kinds.contains(kind) {
+            kinds.push(kind);
+        }
+    }
+    let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
+    for kind in kinds {
+        let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
+        let condition = condition(kind);
+        if policy.mode == Mode::Enforce
+            && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule))
+        {
+            defaults.push((kind, condition.clone()));
+        }
+        if of_kind().any(|rule| policy.may_deny(rule)) {
+            // What cannot be denied must not block: it is advised on only.
+            if let Relevance::Metrics = kind.relevance {
+                let only = only_host_resources();
+                enforce.push((kind, format!("{condition} && !({only})")));
+                advise.push((kind, format!("{condition} && ({only})")));
+            } else {
+                enforce.push((kind, condition));
+            }
+        } else if of_kind().any(|rule| policy.may_run(rule)) {
+            advise.push((kind, condition));
+        }
+    }
+    let entry = |kinds: Vec<_>| (!kinds.is_empty()).then_some(Entry { kinds });
+    (entry(defaults), entry(enforce), entry(advise))
+}
+
+impl Entry {
+    fn rules(&self) -> Vec<RuleWithOperations> {
+        self.kinds
+            .iter()
+            .map(|(kind, _)| RuleWithOperations {
+                api_groups: Some(vec![kind.group.to_owned()]),
+                api_versions: Some(
+                    kind.versions
+                        .iter()
+                        .map(|&version| version.to_owned())
+                        .collect(),
+                ),
+                operations: Some(vec!["CREATE".to_owned(), "UPDATE".to_owned()]),
+                resources: Some(vec![kind.resource.to_owned()]),
+                scope: Some(
+                    if kind.namespaced {
+                        "Namespaced"
+                    } else {
+                        "Cluster"
+                    }
+                    .to_owned(),
+                ),
+            })
+            .collect()
+    }
+
+    /// One condition a kind, each true for the objects of every other kind.
+    fn conditions(&self) -> Vec<MatchCondition> {
+        self.kinds
+            .iter()
+            .map(|(kind, condition)| MatchCondition {
+                name: format!("{}.{}", kind.resource, if kind.group.is_empty() { "core" } else { kind.group }),
+                expression: format!(
+                    "request.resource.group != '{}' || request.resource.resource != '{}' || ({condition})",
+                    kind.group, kind.resource
+                ),
+            })
+            .collect()
+    }
+}
+
+/// When an object of a kind is ours: it is not going away, it is new or something that we read has
+/// changed, and we have a say in it.
+fn condition(kind: &Kind) -> String {
+    let mut parts = vec![
+        "!has(object.metadata.deletionTimestamp)".to_owned(),
+        format!("(request.operation == 'CREATE' || {})", changed(kind)),
+    ];
+    match kind.relevance {
+        Relevance::Always | Relevance::Metrics => {}
+        Relevance::Accelerator { pod_spec } => parts.push(format!("({})", accelerator(pod_spec))),
+    }
+    parts.join(" && ")
+}
+
+/// Whether an UPDATE touched anything that a rule reads; the twin of the skip in [`crate::review`].
+fn changed(kind: &Kind) -> String {
+    let read = metadata_read(kind.group, kind.kind);
+    let mut parts = vec![
+        "has(object.spec) != has(oldObject.spec)".to_owned(),
+        "(has(object.spec) && has(oldObject.spec) && object.spec != oldObject.spec)".to_owned(),
+    ];
+    let mut differs = |map: &str, keys: &[&str]| {
+        if !keys.is_empty() {
+            let keys: Vec<String> = keys.iter().map(|key| format!("'{key}'")).collect();
+            let (new, old) = (
+                value_of("object", map, "k"),
+                value_of("oldObject", map, "k"),
+            );
+            parts.push(format!("[{}].exists(k, {new} != {old})", keys.join(", ")));
+        }
+    };
+    differs("labels", &read.labels.iter().copied().collect::<Vec<_>>());
+    differs(
+        "annotations",
+        &read.annotations.iter().copied().collect::<Vec<_>>(),
+    );
+    for (here, there) in [("object", "oldObject"), ("oldObject", "object")] {
+        let (new, old) = (
+            value_of(here, "annotations", "k"),
+            value_of(there, "annotations", "k"),
+        );
+        parts.push(format!(
+            "(has({here}.metadata.annotations) && {here}.metadata.annotations.exists(k, \
+             k.startsWith('{EXEMPT_PREFIX}') && {new} != {old}))"
+        ));
+    }
+    parts.join(" || ")
+}
+
+/// A label or annotation as a list of none or one, so that an empty value differs from none.
+fn value_of(object: &str, map: &str, key: &str) -> String {
+    let map = format!("{object}.metadata.{map}");
+    format!("(has({map}) && {key} in {map} ? [{map}[{key}]] : [])")
+}
+
+/// Whether the pod asks for an extended resource or a device claim, calls itself a model server, or
+/// is too large to look through. Extended resources are the ones with a domain
+/// (kubernetes.io/docs/concepts/configuration/manage-resources-containers).
+fn accelerator(pod_spec: &[&str]) -> String {
+    let mut guard = String::new();
+    let mut path = "object".to_owned();
+    for member in pod_spec {
+        let _ = write!(path, ".{member}");
+        let _ = write!(guard, "has({path}) && ");
+    }
+    let containers = |list: &str| {
+        let asks = |map: &str| {
+            format!("(has(c.resources.{map}) && c.resources.{map}.exists(r, r.contains('/')))")
+        };
+        format!(
+            "(has({path}.{list}) && (size({path}.{list}) > {CHEAP} || {path}.{list}.exists(c, \
+             has(c.resources) && ({} || {} || has(c.resources.claims)))))",
+            asks("limits"),
+            asks("requests"),
+        )
+    };
+    let model_server = crate::subject::MODEL_SERVER_LABEL;
+    let labelled =
+        format!("(has(object.metadata.labels) && '{model_server}' in object.metadata.labels)");
+    // Resources of the pod as a whole count like a container's (KEP-2837).
+    let pod_level = format!(
+        "(has({path}.resources) && has({path}.resources.limits) && \
+         {path}.resources.limits.exists(r, r.contains('/')))"
+    );
+    format!(
+        "{labelled} || ({guard}({} || {} || {pod_level} || has({path}.resourceClaims)))",
+        containers("containers"),
+        containers("initContainers"),
+    )
+}
+
+/// Whether an HPA scales on nothing but cpu and memory, which no rule denies at the door.
+fn only_host_resources() -> String {
+    let host = |member: &str| {
+        format!("(has(m.{member}) && has(m.{member}.name) && m.{member}.name in ['cpu', 'memory'])")
+    };
+    format!(
+        "!has(object.spec) || !has(object.spec.metrics) || (size(object.spec.metrics) <= {CHEAP} && \
+         object.spec.metrics.all(m, {} || {}))",
+        host("resource"),
+        host("containerResource"),
+    )
+}
+
+/// The resources that some entry is registered for, as `<plural>.<group>`.
+pub fn resources(configurations: &Configurations) -> BTreeSet<String> {
+    let mutating = configurations
+        .mutating
+        .webhooks
+        .iter()
+        .flatten()
+        .map(|entry| &entry.rules);
+    let validating = configurations
+        .validating
+        .webhooks
+        .iter()
+        .flatten()
+        .map(|entry| &entry.rules);
+    mutating
+        .chain(validating)
+        .flatten()
+        .flatten()
+        .flat_map(|rule| {
+            let groups = rule.api_groups.iter().flatten();
+            groups.flat_map(|group| {
+                rule.resources
+                    .iter()
+                    .flatten()
+                    .map(move |resource| format!("{resource}.{group}"))
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,188 @@
+//! The real `gangplank serve` as a child process.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ChildStderr, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::leash::{self, Leashed, Signal};
+use super::{Cluster, SOON, eventually};
+
+/// A running `gangplank serve`; killed on drop.
+#[derive(Debug)]
+pub(crate) struct Gangplank {
+    process: Leashed,
+    log: Log,
+    webhook: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Gangplank {
+    /// Starts `gangplank serve` on free loopback ports with more arguments of the caller's, and
+    /// waits until it says that it is ready.
+    pub(crate) fn start<S: AsRef<OsStr>>(binary: &Path, args: &[S]) -> Result<Self> {
+        let mut command = leash::command(binary, None);
+        command
+            .args([
+                "serve",
+                "--listen=127.0.0.1:0",
+                "--admin-listen=127.0.0.1:0",
+            ])
+            .arg("--log-format=json")
+            .args(args)
+            // The developer's own settings have no say.
+            .env_remove("RUST_LOG")
+            .env_remove("KUBECONFIG")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = Leashed::spawn(command)?;
+        let log = Log::default();
+        log.follow(
+            process
+                .take_stderr()
+                .context("gangplank's standard error is not piped")?,
+        );
+
+        let mut ready = || -> Result<(SocketAddr, SocketAddr)> {
+            let listening = log.wait("listening", || process.ended())?;
+            log.wait("ready", || process.ended())?;
+            Ok((
+                address(&listening, "webhook")?,
+                address(&listening, "admin")?,
+            ))
+        };
+        let (webhook, admin) =
+            ready().with_context(|| format!("gangplank does not come up\n{}", log.text()))?;
+        Ok(Self {
+            process,
+            log,
+            webhook,
+            admin,
+        })
+    }
+
+    /// As [`Gangplank::start`], registered with `cluster` under its listening address.
+    pub(crate) fn register<S: AsRef<OsStr>>(
+        binary: &Path,
+        cluster: &Cluster,
+        args: &[S],
+    ) -> Result<Self> {
+        let kubeconfig = cluster.kubeconfig().as_os_str();
+        let mut all = vec![
+            OsStr::new("--register"),
+            OsStr::new("--kubeconfig"),
+            kubeconfig,
+        ];
+        all.extend(args.iter().map(AsRef::as_ref));
+        Self::start(binary, &all)
+    }
+
+    /// Where it answers the API server.
+    pub(crate) fn webhook(&self) -> SocketAddr {
+        self.webhook
+    }
+
+    /// Where /livez, /readyz and /metrics are.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits until it logs this message and gives the whole line.
+    pub(crate) fn wait_for(&mut self, message: &str) -> Result<Value> {
+        self.log.wait(message, || self.process.ended())
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.process.wait(deadline)
+    }
+
+    /// The exit status, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Ends it as a failing node would, at once.
+    pub(crate) fn kill(&mut self) -> Result<ExitStatus> {
+        self.process.kill()
+    }
+}
+
+/// What came through standard error.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    lines: Vec<String>,
+    /// Nothing will follow.
+    closed: bool,
+}
+
+impl Log {
+    /// Collects lines until the pipe closes.
+    fn follow(&self, pipe: ChildStderr) {
+        let log = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                log.lock().lines.push(line);
+            }
+            log.lock().closed = true;
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self) -> String {
+        self.lock().lines.join("\n")
+    }
+
+    fn find(&self, message: &str) -> Option<Value> {
+        self.lock()
+            .lines
+            .iter()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|line| {
+                line.pointer("/fields/message")
+                    .is_some_and(|text| text == message)
+            })
+    }
+
+    /// The first line with this message; an error if the process ends without it.
+    fn wait(&self, message: &str, mut ended: impl FnMut() -> Option<ExitStatus>) -> Result<Value> {
+        let outcome = eventually(format_args!("gangplank logs {message:?}"), SOON, || {
+            // In this order: the line may be its last, and the last lines tell why it ended.
+            let status = ended().filter(|_| self.lock().closed);
+            self.find(message).map(Ok).or_else(|| status.map(Err))
+        })?;
+        match outcome {
+            Ok(line) => Ok(line),
+            Err(status) => bail!("gangplank ended ({status}) before it logged {message:?}"),
+        }
+    }
+}
+
+fn address(line: &Value, field: &str) -> Result<SocketAddr> {
+    line.pointer("/fields")
+        .and_then(|fields| fields.get(field)?.as_str()?.parse().ok())
+        .with_context(|| format!("no address {field:?} in {line}"))
+}
