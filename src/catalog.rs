@@ -5,6 +5,20 @@ pub mod controllers;
 pub mod engines;
 pub mod schedulers;
 
+use engines::Engines;
+
 /// The catalogues as one policy sees them.
 #[derive(Debug, Default)]
-pub struct Catalog {}
+pub struct Catalog {
+    /// With what the site adds; none where it adds nothing.
+    pub(crate) site_engines: Option<Engines>,
+}
+
+impl Catalog {
+    /// Model servers and accelerators.
+    pub fn engines(&self) -> &Engines {
+        self.site_engines
+            .as_ref()
+            .unwrap_or_else(|| Engines::builtin())
+    }
+}

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{
+        Catalog,
+        engines::{Engine, Engines},
+    },
     facts::{Facts, Known},
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
@@ -336,7 +339,7 @@ pub struct CatalogFile {
     /// Metric names and what they mean.
     pub metrics: Vec<Value>,
     /// Model servers and their flags.
-    pub engines: Vec<Value>,
+    pub engines: Vec<Engine>,
     /// Instance types and families and what they hold.
     pub instances: Vec<Value>,
 }
@@ -570,6 +573,16 @@ impl Policy {
                 ));
             }
         }
+        let mut catalog = Catalog::default();
+        if !file.catalog.engines.is_empty() {
+            for (index, engine) in file.catalog.engines.iter().enumerate() {
+                let path = FieldPath::of(&["catalog", "engines"]).index(index);
+                engine
+                    .validate()
+                    .map_err(|(member, message)| wrong(path.key(member), message))?;
+            }
+            catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+        }
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -578,7 +591,7 @@ impl Policy {
             overrides,
             production,
             queues,
-            catalog: Catalog::default(),
+            catalog,
             hash: fingerprint(document),
         })
     }

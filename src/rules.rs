@@ -22,7 +22,12 @@ pub mod signals;
 pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
-pub static RULES: &[&Rule] = &[];
+pub static RULES: &[&Rule] = &[
+    &workloads::gang_scheduling::GANG_SCHEDULING,
+    &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
+    &workloads::stranded_gpus::STRANDED_GPUS,
+    &workloads::termination_grace::TERMINATION_GRACE,
+];
 
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {

@@ -241,6 +241,37 @@ impl Engines {
 }
 
 impl Engine {
+    /// Whether a site's row says enough to be of use.
+    ///
+    /// # Errors
+    /// The member that is wrong, and why.
+    pub fn validate(&self) -> Result<(), (&'static str, String)> {
+        if self.name.is_empty() {
+            return Err(("name", "names no engine".to_owned()));
+        }
+        if let Some(like) = &self.like
+            && Engines::builtin().find(like).is_none()
+        {
+            let known: Vec<&str> = Engines::builtin()
+                .engines
+                .iter()
+                .map(|row| row.name.as_str())
+                .collect();
+            let message = format!(
+                "there is no engine \"{like}\"; the built-in ones are {}",
+                known.join(", ")
+            );
+            return Err(("like", message));
+        }
+        if self.images.is_empty() && self.programs.is_empty() && self.signature.is_empty() {
+            return Err((
+                "images",
+                "tells no way to recognise it: give images or programs".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether running it is serving.
     pub fn is_server(&self) -> bool {
         self.server.unwrap_or(true)
