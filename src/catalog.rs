@@ -3,15 +3,19 @@
 
 pub mod controllers;
 pub mod engines;
+pub mod metrics;
 pub mod schedulers;
 
 use engines::Engines;
+use metrics::MetricCatalog;
 
 /// The catalogues as one policy sees them.
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// With what the site adds; none where it adds nothing.
     pub(crate) site_engines: Option<Engines>,
+    /// With what the site adds; none where it adds nothing.
+    pub(crate) site_metrics: Option<MetricCatalog>,
 }
 
 impl Catalog {
@@ -20,5 +24,12 @@ impl Catalog {
         self.site_engines
             .as_ref()
             .unwrap_or_else(|| Engines::builtin())
+    }
+
+    /// What metric names mean.
+    pub fn metrics(&self) -> &MetricCatalog {
+        self.site_metrics
+            .as_ref()
+            .unwrap_or_else(|| MetricCatalog::builtin())
     }
 }

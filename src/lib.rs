@@ -18,6 +18,7 @@ pub mod provenance;
 pub mod report;
 pub mod review;
 pub mod rules;
+pub mod signal;
 pub mod source;
 pub mod subject;
 pub mod telemetry;

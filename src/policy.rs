@@ -15,6 +15,7 @@ use crate::{
     catalog::{
         Catalog,
         engines::{Engine, Engines},
+        metrics::{MetricCatalog, MetricRow},
     },
     facts::{Facts, Known},
     finding::{FieldPath, Level},
@@ -337,7 +338,7 @@ pub struct NamespaceExemption {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct CatalogFile {
     /// Metric names and what they mean.
-    pub metrics: Vec<Value>,
+    pub metrics: Vec<MetricRow>,
     /// Model servers and their flags.
     pub engines: Vec<Engine>,
     /// Instance types and families and what they hold.
@@ -582,6 +583,14 @@ impl Policy {
                     .map_err(|(member, message)| wrong(path.key(member), message))?;
             }
             catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+        }
+        if !file.catalog.metrics.is_empty() {
+            let metrics =
+                MetricCatalog::with_site(&file.catalog.metrics).map_err(|(index, error)| {
+                    let path = FieldPath::of(&["catalog", "metrics"]).index(index);
+                    wrong(path, error.to_string())
+                })?;
+            catalog.site_metrics = Some(metrics);
         }
         Ok(Self {
             mode: file.mode,

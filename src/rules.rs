@@ -18,11 +18,15 @@ use crate::{
 
 pub mod kinds;
 pub mod node_pools;
+pub mod page;
 pub mod signals;
 pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
 pub static RULES: &[&Rule] = &[
+    &signals::gpu_utilization_signal::GPU_UTILIZATION_SIGNAL,
+    &signals::gpu_memory_signal::GPU_MEMORY_SIGNAL,
+    &signals::opaque_signal::OPAQUE_SIGNAL,
     &workloads::gang_scheduling::GANG_SCHEDULING,
     &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
     &workloads::stranded_gpus::STRANDED_GPUS,

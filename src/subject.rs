@@ -5,8 +5,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub mod duration;
+pub mod hpa;
 pub mod pod_template;
 pub mod quantity;
+pub mod scaled_object;
 pub mod workload;
 
 /// The label by which a workload says that it serves a model (`"true"`), or that it does not.

@@ -333,16 +333,21 @@ fn build_gangplank() -> Result<PathBuf> {
         folder
     };
 
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // `cargo run` describes this package to us in variables; build scripts that read such ones
+    // would take them for a change, and much would be built anew.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    let output = cargo
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args([
-            "build",
-            "--bin",
-            "gangplank",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .arg("--profile")
+        // This example too, which is there already: alone, the binary would need some of its
+        // dependencies again, without the features that the development dependencies add.
+        .args(["build", "--bin", "gangplank", "--example", "local"])
+        .args(["--message-format", "json-render-diagnostics", "--profile"])
         .arg(profile)
         .stderr(Stdio::inherit())
         .output()
@@ -358,8 +363,8 @@ fn build_gangplank() -> Result<PathBuf> {
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| {
             message
-                .pointer("/target/name")
-                .is_some_and(|name| name == "gangplank")
+                .pointer("/target/kind/0")
+                .is_some_and(|kind| kind == "bin")
         })
         .find_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
         .context("cargo built gangplank and did not say where")
@@ -403,7 +408,7 @@ fn stay(screen: &mut Screen, cluster: &Cluster, gangplank: &mut Gangplank) -> Re
             ),
         ] {
             screen.line(format_args!(
-                "  {command}  {}",
+                "  {command:<80} {}",
                 screen.paint(DIM, format!("# {outcome}"))
             ))?;
         }
@@ -450,7 +455,7 @@ impl Screen {
     fn step(&mut self, what: &str, address: impl Display, started: Instant) -> Result<()> {
         let seconds = started.elapsed().as_secs_f64();
         self.line(format_args!(
-            "{what:<27} https://{address}  ready in {seconds:.1} s"
+            "{what:<27} https://{address}  ready in {seconds:.2} s"
         ))
     }
 

@@ -240,7 +240,7 @@ fn compile(module: &Module, tools: &[Tool], source: &Path, folder: &Path) -> Res
     let names: Vec<&str> = tools.iter().map(|(name, _)| *name).collect();
     let names = names.join(" and ");
     progress(format_args!(
-        "building {names} {version} with Go, once; some minutes. They are kept in {}",
+        "building {names} {version} with Go, once: minutes the first time. Kept in {}",
         folder.display()
     ));
     let linker = match module.version {
@@ -369,4 +369,28 @@ fn pinned_version(module: &Module, source: &Path) -> Result<String> {
         .find(|word| word.starts_with('v'))
         .map(str::to_owned)
         .with_context(|| format!("{} does not require {}", path.display(), module.path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_releases_as_go_and_kubernetes_write_them() {
+        assert_eq!(release("1.36.3"), Some((1, 36)));
+        assert_eq!(release("1.26rc1"), Some((1, 26)));
+        assert_eq!(release("1.31+"), Some((1, 31)));
+        assert_eq!(release("devel"), None);
+        assert_eq!(release("1."), None);
+    }
+
+    #[test]
+    fn every_module_pins_what_is_built_from_it() -> Result<()> {
+        for module in [&KUBERNETES, &ETCD, &HELM] {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver");
+            let version = pinned_version(module, &source.join(module.name))?;
+            assert!(release(&version[1..]).is_some(), "{version}");
+        }
+        Ok(())
+    }
 }

@@ -4,13 +4,12 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::harness::leash::{self, Leashed, Signal};
-use crate::harness::{Assets, Cluster, SOON, eventually, shared_cluster};
+use crate::harness::{Assets, Cluster, Gangplank, SOON, eventually, shared_cluster};
 
 /// A NodePool that says nothing about disruption.
 fn silent_node_pool(name: &str) -> Value {
@@ -157,6 +156,31 @@ fn a_number_as_trigger_metadata_is_refused() -> Result<()> {
 }
 
 #[test]
+fn gangplank_registers_and_ends_when_asked() -> Result<()> {
+    // A cluster of its own: the configurations stay when the server ends.
+    let cluster = Cluster::start(&Assets::find()?)?;
+    let binary = Path::new(env!("CARGO_BIN_EXE_gangplank"));
+    let mut gangplank = Gangplank::register::<&str>(binary, &cluster, &[])?;
+    for address in [gangplank.webhook(), gangplank.admin()] {
+        TcpStream::connect(address).with_context(|| format!("{address} should answer"))?;
+    }
+    for kind in [
+        "mutatingwebhookconfiguration",
+        "validatingwebhookconfiguration",
+    ] {
+        cluster.kubectl().get(&format!("{kind}/gangplank"))?;
+    }
+
+    gangplank.signal(Signal::Terminate)?;
+    let status = gangplank.wait(SOON)?;
+    assert!(status.success(), "{status}\n{}", gangplank.log());
+
+    let unrelated = ["create", "configmap", "unrelated", "--from-literal=a=b"];
+    cluster.kubectl().run(&unrelated, None)?.success()?;
+    Ok(())
+}
+
+#[test]
 fn nothing_is_left_behind_by_a_killed_process() -> Result<()> {
     ends_with(|holder| holder.kill().context("cannot kill the holder"))
 }
@@ -224,10 +248,9 @@ fn holds_a_cluster() -> Result<()> {
         cluster.apiserver_address(),
         cluster.etcd_address()
     );
-    // Until we are killed; a thread that is parked may wake up for no reason.
-    loop {
-        thread::park();
-    }
+    // Until we are killed, or whoever started us is gone.
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
 }
 
 #[test]

@@ -3,4 +3,10 @@
 #[path = "../apiserver/mod.rs"]
 mod harness;
 
+mod admission;
 mod apiserver;
+mod check;
+mod docs;
+mod enforce;
+mod fixtures;
+mod serve;

@@ -158,7 +158,8 @@ require (
 )
 
 // k8s.io/kubernetes names its staging modules v0.0.0 and replaces them by folders of its own
-// tree, which no other module sees; these are the same modules as they were published with it.
+// tree, which no other module sees; these are the same modules as published. To move to another
+// release change both numbers, then `go mod tidy`.
 replace (
 	k8s.io/api => k8s.io/api v0.36.3
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.3

@@ -1,0 +1,455 @@
+//! The admission contract at the router: what goes in, what comes out.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode, header},
+    response::Response,
+};
+use gangplank::{
+    facts::Facts,
+    metrics::Metrics,
+    policy::Policy,
+    review::Review,
+    subject::Subject,
+    webhook::{self, BODY_LIMIT, Desk},
+};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+fn desk() -> Desk {
+    Desk::new(Policy::default(), Arc::new(Metrics::new()))
+}
+
+async fn send(desk: &Arc<Desk>, path: &str, request: Request<Body>) -> Response {
+    let (mut parts, body) = request.into_parts();
+    parts.uri = path.parse().unwrap();
+    webhook::router(Arc::clone(desk))
+        .oneshot(Request::from_parts(parts, body))
+        .await
+        .unwrap()
+}
+
+async fn read(response: Response) -> (StatusCode, Value) {
+    let code = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (code, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+async fn post(desk: &Arc<Desk>, path: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+    let request = Request::post("/")
+        .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
+        .body(body.into())
+        .unwrap();
+    read(send(desk, path, request).await).await
+}
+
+fn review_of(operation: &str, object: &Value, old: &Value) -> Value {
+    let api_version = object["apiVersion"]
+        .as_str()
+        .or(old["apiVersion"].as_str())
+        .unwrap();
+    let (group, version) = api_version.split_once('/').unwrap();
+    let kind = object["kind"].as_str().or(old["kind"].as_str()).unwrap();
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": group, "version": version, "kind": kind},
+            "resource": {"group": group, "version": version, "resource": "any"},
+            "operation": operation,
+            "object": object,
+            "oldObject": old,
+            "dryRun": false,
+            "userInfo": {"username": "somebody"},
+        },
+    })
+}
+
+fn hpa(metric: &str) -> Value {
+    json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "llm", "namespace": "inference"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"},
+            "maxReplicas": 4,
+            "metrics": [{"type": "Pods", "pods": {
+                "metric": {"name": metric},
+                "target": {"type": "AverageValue", "averageValue": "70"},
+            }}],
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_denial_is_a_403_with_a_cause_and_a_uid() {
+    let desk = Arc::new(desk());
+    let review = review_of("CREATE", &hpa("DCGM_FI_DEV_GPU_UTIL"), &Value::Null);
+    for path in ["/validate", "/validate/advise"] {
+        let (code, answer) = post(&desk, path, review.to_string()).await;
+        assert_eq!(code, StatusCode::OK);
+        let response = &answer["response"];
+        assert_eq!(response["uid"], review["request"]["uid"]);
+        assert_eq!(response["allowed"], false);
+        assert_eq!(
+            (&response["status"]["code"], &response["status"]["reason"]),
+            (&json!(403), &json!("Forbidden"))
+        );
+        let cause = &response["status"]["details"]["causes"][0];
+        assert_eq!(cause["reason"], "gpu-utilization-signal");
+        assert_eq!(cause["field"], "spec.metrics[0].pods.metric.name");
+        assert_eq!(response["auditAnnotations"]["verdict"], "deny");
+        assert_eq!(
+            answer.as_object().unwrap().keys().collect::<Vec<_>>(),
+            ["apiVersion", "kind", "response"]
+        );
+    }
+    let (_, answer) = post(&desk, "/mutate", review.to_string()).await;
+    assert_eq!(
+        answer["response"]["allowed"], true,
+        "the mutating door never denies"
+    );
+}
+
+#[tokio::test]
+async fn what_is_going_away_or_not_ours_or_unchanged_is_let_through() {
+    let desk = Arc::new(desk());
+    let bad = hpa("DCGM_FI_DEV_GPU_UTIL");
+    let mut going = bad.clone();
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let mut annotated = bad.clone();
+    annotated["metadata"]["annotations"] = json!({"example.com/hash": "1"});
+    let mut scale = review_of("UPDATE", &bad, &hpa("vllm:num_requests_waiting"));
+    scale["request"]["subResource"] = json!("status");
+    let mut other = bad.clone();
+    other["kind"] = json!("Widget");
+    for (what, review) in [
+        ("DELETE", review_of("DELETE", &Value::Null, &bad)),
+        ("CONNECT", review_of("CONNECT", &bad, &Value::Null)),
+        (
+            "deletionTimestamp",
+            review_of("UPDATE", &going, &hpa("vllm:num_requests_waiting")),
+        ),
+        ("another kind", review_of("CREATE", &other, &Value::Null)),
+        (
+            "an annotation nobody reads",
+            review_of("UPDATE", &annotated, &bad),
+        ),
+        ("a subresource", scale),
+    ] {
+        let (code, answer) = post(&desk, "/validate", review.to_string()).await;
+        assert_eq!(
+            (code, &answer["response"]["allowed"]),
+            (StatusCode::OK, &json!(true)),
+            "{what}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_the_old_object_had_warns_and_what_is_new_denies() {
+    let desk = Arc::new(desk());
+    let old = hpa("DCGM_FI_DEV_GPU_UTIL");
+    let mut same = old.clone();
+    same["spec"]["maxReplicas"] = json!(9);
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("UPDATE", &same, &old).to_string(),
+    )
+    .await;
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    assert!(
+        answer["response"]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("as before this change")
+    );
+    let mut worse = same.clone();
+    let more = hpa("DCGM_FI_DEV_FB_USED")["spec"]["metrics"][0].clone();
+    worse["spec"]["metrics"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, more);
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("UPDATE", &worse, &old).to_string(),
+    )
+    .await;
+    let causes = answer["response"]["status"]["details"]["causes"]
+        .as_array()
+        .unwrap();
+    assert_eq!(causes.len(), 1, "{answer}");
+    assert_eq!(causes[0]["reason"], "gpu-memory-signal");
+}
+
+#[tokio::test]
+async fn malformed_requests_get_a_definite_answer() {
+    let desk = Arc::new(desk());
+    let good = review_of("CREATE", &hpa("up"), &Value::Null).to_string();
+    let truncated = good[..good.len() - 40].to_owned();
+    let v1beta1 = good.replace("admission.k8s.io/v1", "admission.k8s.io/v1beta1");
+    let no_uid = good.replace("\"uid\"", "\"uids\"");
+    for (body, code, says) in [
+        (String::new(), StatusCode::BAD_REQUEST, "not JSON"),
+        (truncated, StatusCode::BAD_REQUEST, "not JSON"),
+        ("[1]".to_owned(), StatusCode::BAD_REQUEST, "a list"),
+        (v1beta1, StatusCode::BAD_REQUEST, "v1beta1"),
+        (no_uid, StatusCode::BAD_REQUEST, "no uid"),
+        (
+            "[".repeat(100_000),
+            StatusCode::BAD_REQUEST,
+            "recursion limit",
+        ),
+    ] {
+        let (got, answer) = post(&desk, "/validate", body).await;
+        let message = answer["response"]["status"]["message"].as_str().unwrap();
+        assert_eq!(got, code);
+        assert!(message.contains(says), "{message}");
+        assert_eq!(answer["response"]["allowed"], false);
+        assert!(answer["response"]["uid"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn media_type_size_and_method_are_held_to() {
+    let desk = Arc::new(desk());
+    let yaml = Request::post("/")
+        .header(header::CONTENT_TYPE, "application/yaml")
+        .body("a: 1".into());
+    let response = send(&desk, "/validate", yaml.unwrap()).await;
+    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let large = vec![b' '; BODY_LIMIT + 1];
+    assert_eq!(
+        post(&desk, "/mutate", large.clone()).await.0,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    // Without a length the limit holds all the same.
+    let chunks = large
+        .chunks(1 << 20)
+        .map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec()));
+    let chunks: Vec<_> = chunks.collect();
+    let stream = Body::from_stream(futures_util::stream::iter(chunks));
+    assert_eq!(
+        post(&desk, "/mutate", stream).await.0,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    let response = send(
+        &desk,
+        "/validate",
+        Request::get("/").body(Body::empty()).unwrap(),
+    )
+    .await;
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let response = send(
+        &desk,
+        "/other",
+        Request::post("/").body(Body::empty()).unwrap(),
+    )
+    .await;
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        post(
+            &desk,
+            "/validate",
+            review_of("CREATE", &hpa("up"), &Value::Null).to_string()
+        )
+        .await
+        .0,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn fields_of_the_wrong_type_are_no_crash_and_no_denial() {
+    let desk = Arc::new(desk());
+    for (kind, spec) in [
+        (
+            "autoscaling/v2 HorizontalPodAutoscaler",
+            json!({"metrics": "many"}),
+        ),
+        (
+            "autoscaling/v2 HorizontalPodAutoscaler",
+            json!({"metrics": [1, null, {"pods": []}]}),
+        ),
+        (
+            "keda.sh/v1alpha1 ScaledObject",
+            json!({"triggers": {"type": "prometheus"}}),
+        ),
+        (
+            "keda.sh/v1alpha1 ScaledObject",
+            json!({"triggers": [{"type": 1, "metadata": "x"}]}),
+        ),
+        (
+            "karpenter.sh/v1 NodePool",
+            json!({"disruption": [], "template": {"spec": {"requirements": {}}}}),
+        ),
+        (
+            "apps/v1 Deployment",
+            json!({"template": {"spec": {"containers": {"name": "x"}}}}),
+        ),
+        ("apps/v1 Deployment", json!([])),
+    ] {
+        let (api_version, kind) = kind.split_once(' ').unwrap();
+        let object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}, "spec": spec});
+        for path in ["/mutate", "/validate"] {
+            let (code, answer) = post(
+                &desk,
+                path,
+                review_of("CREATE", &object, &Value::Null).to_string(),
+            )
+            .await;
+            assert_eq!(
+                (code, &answer["response"]["allowed"]),
+                (StatusCode::OK, &json!(true)),
+                "{object}: {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_an_error_of_its_request_alone() {
+    fn reviewer(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp) -> Review {
+        assert_ne!(subject.name, "explosive", "as asked");
+        gangplank::review::review(policy, facts, subject, now)
+    }
+    let desk = Arc::new(Desk { reviewer, ..desk() });
+    let mut explosive = hpa("up");
+    explosive["metadata"]["name"] = json!("explosive");
+    let (code, answer) = post(
+        &desk,
+        "/validate",
+        review_of("CREATE", &explosive, &Value::Null).to_string(),
+    )
+    .await;
+    assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        answer["response"]["uid"],
+        "705ab4f5-6393-11e8-b7cc-42010a800002"
+    );
+    assert!(desk.metrics.encode().contains("gangplank_panics_total 1"));
+    let (code, answer) = post(
+        &desk,
+        "/validate",
+        review_of("CREATE", &hpa("up"), &Value::Null).to_string(),
+    )
+    .await;
+    assert_eq!(
+        (code, &answer["response"]["allowed"]),
+        (StatusCode::OK, &json!(true))
+    );
+}
+
+/// Any JSON, biased towards the members that the views read.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[ -~]{0,24}".prop_map(Value::from),
+        prop_oneof![
+            Just("nvidia.com/gpu"),
+            Just("DCGM_FI_DEV_GPU_UTIL"),
+            Just("--tensor-parallel-size"),
+            Just("8"),
+            Just("WhenEmptyOrUnderutilized"),
+            Just("Pods"),
+            Just("prometheus"),
+            Just("p5"),
+            Just("In"),
+            Just("vllm/vllm-openai"),
+            Just("sh"),
+            Just("-c"),
+            Just("$(TP)"),
+        ]
+        .prop_map(Value::from),
+    ];
+    let key = prop_oneof![
+        Just("spec"),
+        Just("metadata"),
+        Just("template"),
+        Just("containers"),
+        Just("resources"),
+        Just("limits"),
+        Just("nvidia.com/gpu"),
+        Just("args"),
+        Just("command"),
+        Just("env"),
+        Just("name"),
+        Just("value"),
+        Just("metrics"),
+        Just("pods"),
+        Just("metric"),
+        Just("triggers"),
+        Just("type"),
+        Just("query"),
+        Just("requirements"),
+        Just("key"),
+        Just("operator"),
+        Just("values"),
+        Just("disruption"),
+        Just("consolidationPolicy"),
+        Just("annotations"),
+        Just("labels"),
+        Just("strategy"),
+        Just("replicas"),
+        Just("managedFields"),
+        Just("advanced"),
+        Just("scalingModifiers"),
+        Just("formula"),
+    ]
+    .prop_map(str::to_owned);
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::btree_map(key.clone(), inner, 0..6)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_object_of_any_kind_is_answered_and_patches_apply(
+        spec in any_json(),
+        metadata in any_json(),
+        old in any_json(),
+        kind in prop::sample::select(vec![
+            "autoscaling/v2 HorizontalPodAutoscaler", "keda.sh/v1alpha1 ScaledObject",
+            "karpenter.sh/v1 NodePool", "karpenter.sh/v1beta1 NodePool", "apps/v1 Deployment",
+        ]),
+        update in any::<bool>(),
+    ) {
+        use gangplank::subject::{Door, Operation};
+        let (api_version, kind) = kind.split_once(' ').unwrap();
+        let object = |spec: &Value| json!({
+            "apiVersion": api_version, "kind": kind, "metadata": metadata.clone(), "spec": spec.clone(),
+        });
+        let base = Subject::from_manifest(Arc::new(object(&spec))).unwrap();
+        let policy = Policy::default();
+        for door in [Door::Mutate, Door::Validate, Door::Check, Door::Audit] {
+            let mut subject = Subject { door, ..base.clone() };
+            if update {
+                subject.operation = Operation::Update;
+                subject.old = Some(Arc::new(object(&old)));
+            }
+            let once = gangplank::review::review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
+            let mut patched = (*subject.value).clone();
+            json_patch::patch(&mut patched, &once.patch).unwrap();
+            let again = gangplank::review::review(&policy, &Facts::unknown(), &subject.with_value(patched), Timestamp::UNIX_EPOCH);
+            prop_assert!(again.patch.0.is_empty(), "{:?} after {:?}", again.patch, once.patch);
+            if door == Door::Mutate || door == Door::Validate {
+                prop_assert!(door == Door::Validate || once.findings.iter().all(|finding| finding.filled));
+            }
+        }
+    }
+}
