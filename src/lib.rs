@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod cli;
 pub mod cluster;
 pub mod edit;
+pub mod engine;
 pub mod facts;
 pub mod finding;
 pub mod metrics;

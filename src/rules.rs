@@ -36,6 +36,10 @@ pub static RULES: &[&Rule] = &[
     &node_pools::gpu_pool_single_node::GPU_POOL_SINGLE_NODE,
     &node_pools::mig_mixed_pool::MIG_MIXED_POOL,
     &node_pools::gpu_capable_pool::GPU_CAPABLE_POOL,
+    &workloads::gang_scheduling::GANG_SCHEDULING,
+    &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
+    &workloads::stranded_gpus::STRANDED_GPUS,
+    &workloads::termination_grace::TERMINATION_GRACE,
 ];
 
 /// The rule of that id.
