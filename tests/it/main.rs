@@ -7,5 +7,6 @@ mod admission;
 mod apiserver;
 mod check;
 mod docs;
+mod enforce;
 mod fixtures;
 mod serve;
