@@ -12,7 +12,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    catalog::{Catalog, instances::InstanceCatalog},
+    catalog::{
+        Catalog,
+        engines::{Engine, Engines},
+        instances::InstanceCatalog,
+        metrics::{MetricCatalog, MetricRow},
+    },
     facts::{Facts, Known},
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
@@ -111,7 +116,8 @@ pub enum ExistingViolations {
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
 )]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", from = "WrittenLevel")]
+#[schemars(!from)]
 pub enum RuleLevel {
     /// The rule is not run.
     Off,
@@ -121,6 +127,51 @@ pub enum RuleLevel {
     Warn,
     /// The object is refused.
     Deny,
+}
+
+/// A level as it stands in a file: YAML 1.1, which Kubernetes reads, takes a bare `off` for `false`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a level is deny, warn, audit or off")]
+enum WrittenLevel {
+    Word(LevelWord),
+    Flag(OffFlag),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LevelWord {
+    Off,
+    Audit,
+    Warn,
+    Deny,
+}
+
+/// `false`, and not `true`.
+#[derive(Deserialize)]
+#[serde(try_from = "bool")]
+struct OffFlag;
+
+impl TryFrom<bool> for OffFlag {
+    type Error = &'static str;
+
+    fn try_from(flag: bool) -> Result<Self, Self::Error> {
+        if flag {
+            Err("true is no level")
+        } else {
+            Ok(Self)
+        }
+    }
+}
+
+impl From<WrittenLevel> for RuleLevel {
+    fn from(written: WrittenLevel) -> Self {
+        match written {
+            WrittenLevel::Word(LevelWord::Off) | WrittenLevel::Flag(OffFlag) => Self::Off,
+            WrittenLevel::Word(LevelWord::Audit) => Self::Audit,
+            WrittenLevel::Word(LevelWord::Warn) => Self::Warn,
+            WrittenLevel::Word(LevelWord::Deny) => Self::Deny,
+        }
+    }
 }
 
 impl RuleLevel {
@@ -334,9 +385,9 @@ pub struct NamespaceExemption {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct CatalogFile {
     /// Metric names and what they mean.
-    pub metrics: Vec<Value>,
+    pub metrics: Vec<MetricRow>,
     /// Model servers and their flags.
-    pub engines: Vec<Value>,
+    pub engines: Vec<Engine>,
     /// Instance types and families and what they hold.
     pub instances: Vec<Value>,
 }
@@ -570,6 +621,27 @@ impl Policy {
                 ));
             }
         }
+        let mut catalog = Catalog {
+            instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
+            ..Catalog::default()
+        };
+        if !file.catalog.engines.is_empty() {
+            for (index, engine) in file.catalog.engines.iter().enumerate() {
+                let path = FieldPath::of(&["catalog", "engines"]).index(index);
+                engine
+                    .validate()
+                    .map_err(|(member, message)| wrong(path.key(member), message))?;
+            }
+            catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+        }
+        if !file.catalog.metrics.is_empty() {
+            let metrics =
+                MetricCatalog::with_site(&file.catalog.metrics).map_err(|(index, error)| {
+                    let path = FieldPath::of(&["catalog", "metrics"]).index(index);
+                    wrong(path, error.to_string())
+                })?;
+            catalog.site_metrics = Some(metrics);
+        }
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -578,9 +650,7 @@ impl Policy {
             overrides,
             production,
             queues,
-            catalog: Catalog {
-                instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
-            },
+            catalog,
             hash: fingerprint(document),
         })
     }
@@ -751,11 +821,11 @@ mod tests {
     use super::*;
 
     fn with(members: Value) -> Result<Policy, PolicyError> {
+        let Value::Object(members) = members else {
+            panic!("members")
+        };
         let mut document = json!({"apiVersion": API_VERSION, "kind": "Policy"});
-        document
-            .as_object_mut()
-            .unwrap()
-            .extend(members.as_object().unwrap().clone());
+        document.as_object_mut().unwrap().extend(members);
         Policy::from_document(&document)
     }
 
@@ -812,6 +882,20 @@ mod tests {
         assert_eq!(policy.queue_for("team-b"), Some("teams"));
         assert_eq!(policy.queue_for("other"), Some("rest"));
         assert_eq!(with(json!({})).unwrap().queue_for("team-a"), None);
+    }
+
+    #[test]
+    fn a_bare_off_is_off_and_not_a_boolean() {
+        let rule = RULES[0];
+        for level in [json!("off"), json!(false)] {
+            let policy = with(json!({"rules": {rule.id: {"level": level}}})).unwrap();
+            assert_eq!(policy.settings[rule.id].level, RuleLevel::Off);
+        }
+        for level in [json!("loud"), json!(true), json!(1)] {
+            let (path, message) = error(json!({"rules": {rule.id: {"level": level}}}));
+            assert_eq!(path, format!("rules.{}.level", rule.id));
+            assert!(message.contains("deny, warn, audit or off"), "{message}");
+        }
     }
 
     #[test]

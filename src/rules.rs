@@ -24,6 +24,9 @@ pub mod workloads;
 
 /// Every rule, in the order in which findings of one field are shown.
 pub static RULES: &[&Rule] = &[
+    &signals::gpu_utilization_signal::GPU_UTILIZATION_SIGNAL,
+    &signals::gpu_memory_signal::GPU_MEMORY_SIGNAL,
+    &signals::opaque_signal::OPAQUE_SIGNAL,
     &node_pools::gpu_pool_consolidation::GPU_POOL_CONSOLIDATION,
     &node_pools::gpu_pool_consolidate_after::GPU_POOL_CONSOLIDATE_AFTER,
     &node_pools::gpu_pool_taint::GPU_POOL_TAINT,
@@ -33,6 +36,10 @@ pub static RULES: &[&Rule] = &[
     &node_pools::gpu_pool_single_node::GPU_POOL_SINGLE_NODE,
     &node_pools::mig_mixed_pool::MIG_MIXED_POOL,
     &node_pools::gpu_capable_pool::GPU_CAPABLE_POOL,
+    &workloads::gang_scheduling::GANG_SCHEDULING,
+    &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
+    &workloads::stranded_gpus::STRANDED_GPUS,
+    &workloads::termination_grace::TERMINATION_GRACE,
 ];
 
 /// The rule of that id.

@@ -455,7 +455,7 @@ impl Screen {
     fn step(&mut self, what: &str, address: impl Display, started: Instant) -> Result<()> {
         let seconds = started.elapsed().as_secs_f64();
         self.line(format_args!(
-            "{what:<27} https://{address}  ready in {seconds:.1} s"
+            "{what:<27} https://{address}  ready in {seconds:.2} s"
         ))
     }
 

@@ -5,5 +5,8 @@ mod harness;
 
 mod admission;
 mod apiserver;
+mod check;
 mod docs;
+mod enforce;
 mod fixtures;
+mod serve;

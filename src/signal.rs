@@ -1,0 +1,179 @@
+//! What an autoscaler's metric names and queries read: the judgement that the signal rules share.
+
+use std::fmt;
+
+mod advice;
+mod dialect;
+mod name;
+mod promql;
+mod sources;
+mod vocabulary;
+
+pub use dialect::Dialect;
+pub use name::Name;
+pub(crate) use name::words;
+pub(crate) use sources::report;
+pub use sources::{Shape, Source, sources};
+
+use crate::catalog::metrics::{Meaning, MetricCatalog};
+
+/// What a signal is, as far as the rules tell signals apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// How busy an accelerator is.
+    Utilization,
+    /// Memory of an accelerator, or its bandwidth.
+    Memory,
+    /// Power, temperature and clocks of an accelerator: they follow its utilization.
+    PowerThermal,
+    /// Something else of a device: faults, sizes, links.
+    DeviceOther,
+    /// What is read cannot be told.
+    Opaque,
+    /// CPU or memory of the host.
+    Host,
+    /// What a model server or a queue says of demand.
+    Serving,
+    /// None of these.
+    Neutral,
+}
+
+impl Class {
+    /// Whether a signal of this class is wrong whatever it is used for.
+    pub const fn is_device_load(self) -> bool {
+        matches!(self, Self::Utilization | Self::Memory | Self::PowerThermal)
+    }
+}
+
+/// What keeps a device signal from being denied outright, or from being told with certainty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// The query only counts the series; their values do not matter.
+    Counted,
+    /// The scaling formula does not use the trigger.
+    Inert,
+    /// The name is a column, a tag or a word of a search: it only looks like the metric.
+    Loose,
+    /// The query could not be parsed; the name stands in it all the same.
+    Unparsed,
+}
+
+impl Doubt {
+    /// Whether it is enough to warn instead of denying.
+    pub const fn spares(self) -> bool {
+        !matches!(self, Self::Unparsed)
+    }
+}
+
+/// One series that a metric source reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signal {
+    /// What it is.
+    pub class: Class,
+    /// What it measures, where that is known.
+    pub meaning: Option<Meaning>,
+    /// The name, as it is written.
+    pub name: String,
+    /// The same for every spelling of the name.
+    pub identity: String,
+    /// Whose metric the catalogue says it is; empty where the words of the name decided.
+    pub exporter: String,
+    /// What keeps it from being denied.
+    pub doubt: Option<Doubt>,
+}
+
+impl Signal {
+    fn new(name: &str, identity: String, meaning: Option<Meaning>, exporter: &str) -> Self {
+        Self {
+            class: meaning.map_or(Class::Neutral, Meaning::class),
+            meaning,
+            name: name.to_owned(),
+            identity,
+            exporter: exporter.to_owned(),
+            doubt: None,
+        }
+    }
+
+    /// Something of which only this much of the text can be told: that it cannot be told.
+    pub fn opaque(written: &str) -> Self {
+        let identity: String = written.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self {
+            class: Class::Opaque,
+            ..Self::new(written.trim(), identity, None, "")
+        }
+    }
+
+    /// Whether it is to be denied.
+    pub fn is_refused(&self) -> bool {
+        self.class.is_device_load() && !self.doubt.is_some_and(Doubt::spares)
+    }
+
+    fn doubted(mut self, doubt: Option<Doubt>) -> Self {
+        self.doubt = doubt;
+        self
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// What a metric name means. `labels` are those that are known to select its series.
+pub fn classify(catalog: &MetricCatalog, written: &str, labels: &[(String, String)]) -> Signal {
+    let name = Name::new(written);
+    if let Some(known) = catalog.find(&name, labels) {
+        return Signal::new(
+            written.trim(),
+            name.spelling(),
+            Some(known.meaning),
+            known.exporter,
+        );
+    }
+    match vocabulary::meaning(name.words()) {
+        // What a half-filled template says already cannot be unsaid by the other half.
+        Some(meaning) if !name.has_placeholder() || meaning.class().is_device_load() => {
+            Signal::new(written.trim(), name.spelling(), Some(meaning), "")
+        }
+        _ if name.has_placeholder() => Signal::opaque(written),
+        meaning => Signal::new(written.trim(), name.spelling(), meaning, ""),
+    }
+}
+
+/// What a PromQL query reads, each series once.
+pub fn classify_promql(catalog: &MetricCatalog, query: &str) -> Vec<Signal> {
+    merge(
+        promql::series(query)
+            .iter()
+            .map(|series| series.classify(catalog))
+            .collect(),
+    )
+}
+
+/// What a query in any language reads, each series once.
+pub fn classify_query(catalog: &MetricCatalog, dialect: Dialect, query: &str) -> Vec<Signal> {
+    match dialect {
+        Dialect::PromQl => classify_promql(catalog, query),
+        other => merge(dialect::classify(catalog, other, query)),
+    }
+}
+
+/// One signal for each name and class: the one with the least doubt.
+fn merge(signals: Vec<Signal>) -> Vec<Signal> {
+    let mut out: Vec<Signal> = Vec::with_capacity(signals.len().min(16));
+    for signal in signals {
+        let same = out
+            .iter_mut()
+            .find(|known| known.identity == signal.identity && known.class == signal.class);
+        match same {
+            Some(known) => {
+                if known.doubt.is_some_and(Doubt::spares) {
+                    known.doubt = signal.doubt;
+                }
+            }
+            None => out.push(signal),
+        }
+    }
+    out
+}

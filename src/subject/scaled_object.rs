@@ -1,0 +1,514 @@
+//! The triggers of KEDA's ScaledObject and ScaledJob, and which of their metadata say what they
+//! read (kedacore/keda pkg/scaling/scalers_builder.go, pkg/scalers/*_scaler.go, 2.20 and main of
+//! August 2026).
+
+use serde_json::Value;
+
+use crate::{
+    finding::FieldPath,
+    signal::{Dialect, words},
+    subject::Subject,
+};
+
+/// One trigger.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trigger {
+    /// Its type, as `prometheus`.
+    pub kind: String,
+    /// The name by which a formula knows it.
+    pub name: Option<String>,
+    /// Where its metadata stand.
+    pub path: FieldPath,
+    /// Its metadata as text, in order of keys.
+    pub metadata: Vec<(String, String)>,
+    /// The TriggerAuthentication it uses, as written.
+    pub authentication: Option<Value>,
+    /// Whether the scaling formula, if there is one, leaves it out.
+    pub inert: bool,
+}
+
+/// What one trigger says about its metric, in one place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The metadata key; none where the trigger as a whole says it.
+    pub key: Option<String>,
+    /// The text.
+    pub text: String,
+    /// How it says it.
+    pub how: How,
+}
+
+/// How a metadata value says what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It is a name or a query.
+    Query(Dialect),
+    /// The key itself is the metric, its value a threshold.
+    Key,
+    /// It stands somewhere else: in a Secret, a saved search, another resource.
+    Elsewhere,
+    /// CPU or memory of the host.
+    Host,
+}
+
+impl Trigger {
+    /// The value of a metadata key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let found = self.metadata.iter().find(|(name, _)| name == key)?;
+        Some(found.1.as_str())
+    }
+
+    /// Whether it is one of the triggers that a program outside KEDA answers.
+    pub fn is_external(&self) -> bool {
+        matches!(self.kind.as_str(), "external" | "external-push")
+    }
+}
+
+/// The triggers of a ScaledObject or ScaledJob.
+pub fn triggers(subject: &Subject) -> Vec<Trigger> {
+    let path = FieldPath::of(&["spec", "triggers"]);
+    let listed = subject.at(&["spec", "triggers"]).and_then(Value::as_array);
+    let formula = subject
+        .at(&["spec", "advanced", "scalingModifiers", "formula"])
+        .and_then(Value::as_str)
+        .filter(|formula| !formula.trim().is_empty());
+    let mut out = Vec::new();
+    for (index, trigger) in listed.into_iter().flatten().enumerate() {
+        let text = |key: &str| trigger.get(key).and_then(Value::as_str);
+        let Some(kind) = text("type") else { continue };
+        let metadata = trigger
+            .get("metadata")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), as_text(value)?)))
+            .collect();
+        let name = text("name").filter(|name| !name.is_empty());
+        // cpu and memory reach the HPA beside the formula's result.
+        let inert = !is_host(kind)
+            && formula
+                .zip(name)
+                .is_some_and(|(formula, name)| !formula_uses(formula, name));
+        out.push(Trigger {
+            kind: kind.to_owned(),
+            name: name.map(str::to_owned),
+            path: path.clone().index(index).key("metadata"),
+            metadata,
+            authentication: trigger.get("authenticationRef").cloned(),
+            inert,
+        });
+    }
+    out
+}
+
+/// The CRD wants strings; a file may hold figures.
+fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+fn is_host(kind: &str) -> bool {
+    matches!(kind, "cpu" | "memory")
+}
+
+/// Whether a scaling formula (expr-lang) uses a trigger. One that cannot be read uses all.
+fn formula_uses(formula: &str, name: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    if !name.chars().all(part) {
+        return formula.contains(name);
+    }
+    let mut depth = 0_i32;
+    let mut quote = None;
+    let mut plain = String::with_capacity(formula.len());
+    for c in formula.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => continue,
+            None => match c {
+                '"' | '\'' | '`' => quote = Some(c),
+                '(' | '[' => depth += 1,
+                ')' | ']' => depth -= 1,
+                _ => {}
+            },
+        }
+        plain.push(if part(c) { c } else { ' ' });
+    }
+    let readable = depth == 0 && quote.is_none();
+    !readable || plain.split_whitespace().any(|word| word == name)
+}
+
+/// What a trigger says about its metric. Empty for triggers that count work in a queue.
+pub fn readings(trigger: &Trigger) -> Vec<Reading> {
+    let at = |key: &str, how: How| {
+        trigger
+            .get(key)
+            .filter(|text| !text.trim().is_empty())
+            .map(|text| Reading {
+                key: Some(key.to_owned()),
+                text: text.to_owned(),
+                how,
+            })
+    };
+    let query = |key: &str, dialect: Dialect| at(key, How::Query(dialect));
+    let elsewhere = |text: &str| Reading {
+        key: None,
+        text: text.to_owned(),
+        how: How::Elsewhere,
+    };
+    let mut out: Vec<Reading> = Vec::new();
+    match trigger.kind.as_str() {
+        "prometheus" => {
+            out.extend(query("query", Dialect::PromQl));
+            // Parameters of the request: one may be a query of its own.
+            let parameter = trigger.get("queryParameters").and_then(|parameters| {
+                parameters
+                    .split(',')
+                    .find_map(|pair| pair.trim().strip_prefix("query="))
+            });
+            out.extend(parameter.map(|text| Reading {
+                key: Some("queryParameters".to_owned()),
+                text: text.to_owned(),
+                how: How::Query(Dialect::PromQl),
+            }));
+        }
+        "predictkube" => out.extend(query("query", Dialect::PromQl)),
+        "datadog" => {
+            out.extend(query("query", Dialect::Datadog));
+            out.extend(query("datadogMetricName", Dialect::Name));
+        }
+        "aws-cloudwatch" => {
+            out.extend(query("metricName", Dialect::Name));
+            out.extend(query("expression", Dialect::CloudWatch));
+        }
+        "azure-monitor" | "huawei-cloudeye" | "solarwinds" => {
+            out.extend(query("metricName", Dialect::Name));
+        }
+        "azure-app-insights" => out.extend(query("metricId", Dialect::Name)),
+        "gcp-stackdriver" => out.extend(query("filter", Dialect::Stackdriver)),
+        "new-relic" => out.extend(query("nrql", Dialect::Nrql)),
+        "dynatrace" => {
+            out.extend(query("metricSelector", Dialect::Words));
+            out.extend(query("query", Dialect::Words));
+        }
+        "graphite" => out.extend(query("query", Dialect::Words)),
+        "influxdb" => out.extend(query("query", Dialect::Influx)),
+        "splunk-observability" => out.extend(query("query", Dialect::SignalFlow)),
+        "sumologic" => {
+            let keys = trigger.metadata.iter().map(|(key, _)| key.as_str());
+            for key in keys.filter(|key| *key == "query" || key.starts_with("query.")) {
+                out.extend(query(key, Dialect::SumoLogic));
+            }
+        }
+        "azure-log-analytics"
+        | "azure-data-explorer"
+        | "gcp-spanner"
+        | "mysql"
+        | "postgresql"
+        | "mssql"
+        | "mongodb"
+        | "arangodb"
+        | "cassandra"
+        | "clickhouse"
+        | "couchdb"
+        | "solr"
+        | "loki" => out.extend(query("query", Dialect::Text)),
+        "elasticsearch" | "opensearch" => {
+            out.extend(query("query", Dialect::Text));
+            out.extend(query("parameters", Dialect::Text));
+            out.extend(query("valueLocation", Dialect::Text));
+            if trigger.get("query").is_none() {
+                out.push(elsewhere(match trigger.get("searchTemplateName") {
+                    Some(_) => "the query is a search template in Elasticsearch",
+                    None => "the query is not in the trigger but in its TriggerAuthentication",
+                }));
+            }
+        }
+        "splunk" => {
+            out.extend(query("savedSearchName", Dialect::Text));
+            out.push(elsewhere("the query is a saved search in Splunk"));
+        }
+        "openstack-metric" => out.push(elsewhere("the metric is named by an id in OpenStack")),
+        "elastic-forecast" => out.extend(query("jobID", Dialect::Text)),
+        "kubernetes-resource" => {
+            for key in ["resourceName", "key", "valueLocation"] {
+                out.extend(query(key, Dialect::Text));
+            }
+        }
+        "metrics-api" => {
+            let selects = trigger
+                .get("format")
+                .is_some_and(|format| format == "prometheus")
+                || trigger
+                    .get("valueLocation")
+                    .is_some_and(|text| text.contains('{'));
+            let dialect = if selects {
+                Dialect::PromQl
+            } else {
+                Dialect::Name
+            };
+            out.extend(query("valueLocation", dialect));
+        }
+        kind if is_host(kind) => {
+            out.push(Reading {
+                key: None,
+                text: kind.to_owned(),
+                how: How::Host,
+            });
+        }
+        kind if counts_work(kind) => {}
+        // Whatever a scaler that KEDA does not know reads, it is told so by metadata.
+        _ => foreign(trigger, &mut out),
+    }
+    out
+}
+
+/// Triggers whose metric is the work itself: messages, jobs, workflow runs, pods, the clock.
+fn counts_work(kind: &str) -> bool {
+    const EXACT: &[&str] = &[
+        "activemq",
+        "apache-kafka",
+        "artemis-queue",
+        "aws-dynamodb",
+        "aws-dynamodb-streams",
+        "aws-kinesis-stream",
+        "aws-sqs-queue",
+        "azure-blob",
+        "azure-eventhub",
+        "azure-pipelines",
+        "azure-queue",
+        "azure-servicebus",
+        "beanstalkd",
+        "cron",
+        "etcd",
+        "forgejo-runner",
+        "gcp-cloudtasks",
+        "gcp-pubsub",
+        "gcp-storage",
+        "github-runner",
+        "ibmmq",
+        "kafka",
+        "kubernetes-workload",
+        "liiklus",
+        "nats-jetstream",
+        "nsq",
+        "openstack-swift",
+        "pulsar",
+        "rabbitmq",
+        "selenium-grid",
+        "solace-direct-messaging",
+        "solace-event-queue",
+        "stan",
+        "temporal",
+    ];
+    EXACT.contains(&kind) || kind.starts_with("redis")
+}
+
+/// Metadata of a scaler outside KEDA: all of them are passed through to it.
+fn foreign(trigger: &Trigger, out: &mut Vec<Reading>) {
+    const NOT_A_SIGNAL: &[&str] = &[
+        "scalerAddress",
+        "caCert",
+        "tlsCertFile",
+        "tlsClientCert",
+        "tlsClientKey",
+        "tlsKeyFile",
+        "unsafeSsl",
+        "enableTLS",
+    ];
+    // Keys whose value says what is measured; others only mention things.
+    const ABOUT: &[&str] = &[
+        "metric",
+        "metrics",
+        "query",
+        "promql",
+        "expression",
+        "signal",
+        "profile",
+        "measure",
+        "series",
+        "value",
+        "type",
+        "target",
+        "resource",
+        "name",
+    ];
+    for (key, text) in &trigger.metadata {
+        if NOT_A_SIGNAL.contains(&key.as_str()) {
+            continue;
+        }
+        let plain = key.strip_suffix("FromEnv").unwrap_or(key);
+        let reading = |text: &str, how: How| Reading {
+            key: Some(key.clone()),
+            text: text.to_owned(),
+            how,
+        };
+        out.push(reading(plain, How::Key));
+        if text.contains("://") || text.trim().is_empty() || key.len() > plain.len() {
+            continue;
+        }
+        let about = words(plain)
+            .iter()
+            .any(|word| ABOUT.contains(&word.as_str()));
+        let is_name = !text.contains(|c: char| c.is_whitespace() || "(){}[],".contains(c));
+        let dialect = match (about, is_name) {
+            (true, true) => Dialect::Name,
+            (true, false) => Dialect::PromQl,
+            (false, _) => Dialect::Text,
+        };
+        out.push(reading(text, How::Query(dialect)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn all(spec: Value) -> Vec<Trigger> {
+        let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "spec": spec});
+        triggers(&Subject::from_manifest(Arc::new(value)).unwrap())
+    }
+
+    fn read(kind: &str, metadata: Value) -> Vec<(Option<String>, String, How)> {
+        all(json!({"triggers": [{"type": kind, "metadata": metadata}]}))
+            .iter()
+            .flat_map(readings)
+            .map(|reading| (reading.key, reading.text, reading.how))
+            .collect()
+    }
+
+    fn one(key: &str, text: &str, dialect: Dialect) -> (Option<String>, String, How) {
+        (Some(key.to_owned()), text.to_owned(), How::Query(dialect))
+    }
+
+    #[test]
+    fn each_type_keeps_its_metric_under_its_own_key() {
+        for (kind, key, dialect) in [
+            ("prometheus", "query", Dialect::PromQl),
+            ("datadog", "query", Dialect::Datadog),
+            ("aws-cloudwatch", "metricName", Dialect::Name),
+            ("aws-cloudwatch", "expression", Dialect::CloudWatch),
+            ("azure-monitor", "metricName", Dialect::Name),
+            ("azure-app-insights", "metricId", Dialect::Name),
+            ("azure-log-analytics", "query", Dialect::Text),
+            ("gcp-stackdriver", "filter", Dialect::Stackdriver),
+            ("new-relic", "nrql", Dialect::Nrql),
+            ("dynatrace", "metricSelector", Dialect::Words),
+            ("influxdb", "query", Dialect::Influx),
+            ("splunk-observability", "query", Dialect::SignalFlow),
+            ("sumologic", "query.A", Dialect::SumoLogic),
+            ("metrics-api", "valueLocation", Dialect::Name),
+            ("postgresql", "query", Dialect::Text),
+        ] {
+            assert_eq!(
+                read(kind, json!({key: "x"})),
+                [one(key, "x", dialect)],
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_decorative_name_is_not_read() {
+        let metadata = json!({"metricName": "gpu_utilization", "query": "up"});
+        assert_eq!(
+            read("prometheus", metadata),
+            [one("query", "up", Dialect::PromQl)]
+        );
+    }
+
+    #[test]
+    fn what_counts_work_says_nothing_of_devices() {
+        for kind in ["kafka", "redis-cluster-streams", "aws-sqs-queue", "cron"] {
+            assert_eq!(
+                read(kind, json!({"topic": "gpu_utilization"})),
+                [],
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_query_kept_elsewhere_is_said_so() {
+        let how = |kind: &str, metadata: Value| read(kind, metadata).last().unwrap().2;
+        assert_eq!(how("elasticsearch", json!({"index": "i"})), How::Elsewhere);
+        assert_eq!(
+            how("elasticsearch", json!({"searchTemplateName": "t"})),
+            How::Elsewhere
+        );
+        assert_eq!(
+            how("openstack-metric", json!({"metricID": "u"})),
+            How::Elsewhere
+        );
+        assert_ne!(how("elasticsearch", json!({"query": "{}"})), How::Elsewhere);
+    }
+
+    #[test]
+    fn external_scalers_are_read_key_by_key() {
+        let metadata = json!({
+            "scalerAddress": "gpu-utilization.keda:6000",
+            "targetGpuUtilization": 80,
+            "metricQuery": "sum(x{a=b})",
+            "endpoint": "http://gpu:9400/metrics",
+            "passwordFromEnv": "GPU_UTIL",
+        });
+        let readings = read("external", metadata);
+        let texts: Vec<&str> = readings.iter().map(|(_, text, _)| text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "endpoint",
+                "metricQuery",
+                "sum(x{a=b})",
+                "password",
+                "targetGpuUtilization",
+                "80"
+            ]
+        );
+        assert_eq!(
+            read("of-a-fork", json!({"metric": "m"})).len(),
+            2,
+            "unknown types as well"
+        );
+    }
+
+    #[test]
+    fn a_formula_leaves_out_what_it_does_not_name() {
+        let inert = |formula: &str, name: Value| {
+            all(json!({
+                "advanced": {"scalingModifiers": {"formula": formula}},
+                "triggers": [{"type": "prometheus", "name": name, "metadata": {}}],
+            }))[0]
+                .inert
+        };
+        assert!(!inert("max([queue, gpu/10])", json!("gpu")));
+        assert!(!inert("gpu > 80 ? queue * 2 : queue", json!("gpu")));
+        assert!(inert("queue + gpu_like", json!("gpu")));
+        assert!(inert("queue + len('gpu')", json!("gpu")));
+        assert!(
+            !inert("queue + (1", json!("gpu")),
+            "what cannot be read uses everything"
+        );
+        assert!(
+            !inert("queue", json!(null)),
+            "a trigger without a name is taken as used"
+        );
+        assert!(!inert("", json!("gpu")));
+    }
+
+    #[test]
+    fn fields_of_the_wrong_type_are_absent() {
+        assert_eq!(all(json!({"triggers": "none"})), []);
+        assert_eq!(all(json!({"triggers": [5, {"type": 5}, {}]})), []);
+        assert_eq!(
+            all(json!({"triggers": [{"type": "x", "metadata": []}]}))[0].metadata,
+            []
+        );
+    }
+}

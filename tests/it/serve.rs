@@ -1,0 +1,273 @@
+//! `gangplank serve` as a process: TLS, HTTP, signals, bad arguments.
+
+use std::{fs, io::Write as _, net::TcpStream, path::Path, process::Command, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use axum::{body::Body, http::Request};
+use http_body_util::BodyExt as _;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use serde_json::{Value, json};
+
+use crate::harness::{Gangplank, SOON, eventually, leash::Signal};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
+
+/// A certificate for localhost, its key, and the folder that holds both as files.
+fn certificate() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let signed = rcgen::CertificateParams::new(names)
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    fs::write(folder.path().join("tls.crt"), signed.pem()).unwrap();
+    fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
+    folder
+}
+
+fn serve_with(folder: &Path) -> Result<Gangplank> {
+    let cert = format!("--tls-cert={}", folder.join("tls.crt").display());
+    let key = format!("--tls-key={}", folder.join("tls.key").display());
+    Gangplank::start(Path::new(BINARY), &[cert, key])
+}
+
+type Https =
+    Client<hyper_rustls::HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>, Body>;
+
+fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) -> Https {
+    let mut roots = RootCertStore::empty();
+    for certificate in gangplank::tls::files::certificates(&folder.join("tls.crt")).unwrap() {
+        roots.add(certificate).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[tls])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let builder = HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_only();
+    let connector = if http2 {
+        builder.enable_http2().build()
+    } else {
+        builder.enable_http1().build()
+    };
+    Client::builder(TokioExecutor::new())
+        .http2_only(http2)
+        .build(connector)
+}
+
+async fn post(
+    client: &Https,
+    gangplank: &Gangplank,
+    body: impl Into<Body>,
+) -> Result<(u16, Value)> {
+    let request = Request::post(format!("https://{}/validate", gangplank.webhook()))
+        .header("content-type", "application/json")
+        .body(body.into())?;
+    let response = client.request(request).await?;
+    let code = response.status().as_u16();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((code, serde_json::from_slice(&body)?))
+}
+
+fn review(uid: &str) -> String {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": uid, "operation": "CREATE",
+            "kind": {"group": "", "version": "v1", "kind": "ConfigMap"},
+            "object": {"metadata": {"name": "settings"}},
+        },
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn speaks_tls_1_2_and_1_3_and_http_1_and_2() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path())?;
+    for tls in [&version::TLS12, &version::TLS13] {
+        for http2 in [false, true] {
+            let client = client(folder.path(), tls, http2);
+            let (code, answer) = post(&client, &gangplank, review("u")).await?;
+            assert_eq!(
+                (code, &answer["response"]),
+                (200, &json!({"uid": "u", "allowed": true}))
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn garbage_disturbs_nobody_else() -> Result<()> {
+    let folder = certificate();
+    let mut gangplank = serve_with(folder.path())?;
+    // Not TLS at all, and TLS that breaks off.
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\x16\x03\x01\x02\x00\x01",
+        b"",
+        &[0xff; 4096],
+    ] {
+        TcpStream::connect(gangplank.webhook())?.write_all(garbage)?;
+    }
+    let client = client(folder.path(), &version::TLS13, true);
+    let bad = [
+        b"{".to_vec(),
+        b"\xff".to_vec(),
+        vec![b'['; 100_000],
+        vec![b' '; 9 << 20],
+        Vec::new(),
+    ];
+    let asked = (0..100).map(|index| {
+        let (client, gangplank, bad) = (&client, &gangplank, &bad);
+        async move {
+            let uid = index.to_string();
+            let (good, ill) = tokio::join!(
+                post(client, gangplank, review(&uid)),
+                // A refusal may come before the whole of a large body is sent: then the stream ends.
+                post(client, gangplank, bad[index % bad.len()].clone()),
+            );
+            let (code, answer) = good?;
+            assert_eq!(
+                (code, answer["response"]["uid"].as_str()),
+                (200, Some(uid.as_str()))
+            );
+            if let Ok((code, answer)) = ill {
+                assert!(code == 400 || code == 413, "{code}: {answer}");
+                assert_eq!(answer["response"]["allowed"], false);
+            }
+            anyhow::Ok(())
+        }
+    });
+    for answered in futures_util::future::join_all(asked).await {
+        answered?;
+    }
+    assert!(gangplank.ended().is_none());
+    Ok(())
+}
+
+fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
+    use std::io::Read as _;
+    let mut stream = TcpStream::connect(gangplank.admin())?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let code = text.split(' ').nth(1).context("a status line")?.parse()?;
+    Ok((
+        code,
+        text.split_once("\r\n\r\n").context("a body")?.1.to_owned(),
+    ))
+}
+
+#[test]
+fn the_admin_port_tells_health_and_counts() -> Result<()> {
+    let gangplank = Gangplank::start::<&str>(Path::new(BINARY), &[])?;
+    assert_eq!(get(&gangplank, "/livez")?, (200, "ok\n".to_owned()));
+    assert_eq!(get(&gangplank, "/readyz")?, (200, "ok\n".to_owned()));
+    assert!(
+        get(&gangplank, "/readyz?verbose")?
+            .1
+            .contains("admission: ok")
+    );
+    let metrics = get(&gangplank, "/metrics")?.1;
+    assert!(
+        metrics.contains("gangplank_certificate_not_after_timestamp_seconds 1"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("gangplank_policy_info{hash="), "{metrics}");
+    assert_eq!(get(&gangplank, "/nothing")?.0, 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn after_sigterm_it_is_not_ready_serves_on_and_exits_0() -> Result<()> {
+    let folder = certificate();
+    let cert = format!("--tls-cert={}", folder.path().join("tls.crt").display());
+    let key = format!("--tls-key={}", folder.path().join("tls.key").display());
+    let args = [cert, key, "--shutdown-delay=3s".to_owned()];
+    let mut gangplank = Gangplank::start(Path::new(BINARY), &args)?;
+    let client = client(folder.path(), &version::TLS13, true);
+    post(&client, &gangplank, review("before")).await?;
+    gangplank.signal(Signal::Terminate)?;
+    gangplank.wait_for("stopping")?;
+    assert_eq!(get(&gangplank, "/readyz")?.0, 503);
+    assert_eq!(get(&gangplank, "/livez")?.0, 200);
+    assert_eq!(post(&client, &gangplank, review("during")).await?.0, 200);
+    assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
+    let silent = || {
+        TcpStream::connect(gangplank.webhook())
+            .is_err()
+            .then_some(())
+    };
+    eventually("the port is closed", SOON, silent)
+}
+
+#[test]
+fn a_start_that_cannot_work_exits_2_and_says_why() -> Result<()> {
+    let folder = certificate();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let other = rcgen::KeyPair::generate()?.serialize_pem();
+    fs::write(at("other.key"), other)?;
+    fs::write(
+        at("policy.yaml"),
+        "apiVersion: gangplank.dev/v1alpha1\nkind: Policy\nmode: dryrun\n",
+    )?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = format!("--listen={}", taken.local_addr()?);
+    let cert = format!("--tls-cert={}", at("tls.crt"));
+    let (wrong, gone) = (
+        format!("--tls-key={}", at("other.key")),
+        format!("--tls-key={}", at("no.key")),
+    );
+    let policy = format!("--policy={}", at("policy.yaml"));
+    for (args, says) in [
+        (vec![&*taken], "cannot listen on 127.0.0.1:"),
+        (vec!["--listen=localhost"], "invalid socket address"),
+        (vec![&*cert], "--tls-key"),
+        (vec![&*cert, &*wrong], "do not make a pair"),
+        (vec![&*cert, &*gone], "no.key"),
+        (
+            vec![&*policy],
+            "policy.yaml:3:1: mode: unknown variant `dryrun`",
+        ),
+        (
+            vec!["--register", "--url=http://127.0.0.1"],
+            "is not an https URL",
+        ),
+        (
+            vec!["--register", "--kubeconfig=/nonexistent"],
+            "/nonexistent",
+        ),
+        (
+            vec!["--service=gangplank"],
+            "is not <namespace>/<name>[:<port>]",
+        ),
+        (vec!["--log-level=loud=very"], "--log-level"),
+    ] {
+        let output = Command::new(BINARY)
+            .args(["serve", "--admin-listen=127.0.0.1:0"])
+            .args(if args.iter().any(|arg| arg.starts_with("--listen")) {
+                None
+            } else {
+                Some("--listen=127.0.0.1:0")
+            })
+            .args(&args)
+            .env_clear()
+            .output()?;
+        let error = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(says), "{args:?}: {error}");
+        assert!(!error.contains("panic"), "{args:?}: {error}");
+    }
+    Ok(())
+}
