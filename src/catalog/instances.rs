@@ -430,13 +430,13 @@ impl InstanceCatalog {
                 .iter()
                 .any(|model| model != "*" && fits(model, value)),
         };
-        let named: BTreeSet<String> = self
+        let found: BTreeSet<String> = self
             .vendors
             .iter()
             .filter(|vendor| names(vendor))
             .map(|vendor| vendor.id.clone())
             .collect();
-        if named.is_empty() && means == Meaning::GpuName {
+        if found.is_empty() && means == Meaning::GpuName {
             let others = |vendor: &&Vendor| vendor.models.iter().any(|model| model == "*");
             return self
                 .vendors
@@ -445,7 +445,7 @@ impl InstanceCatalog {
                 .map(|vendor| vendor.id.clone())
                 .collect();
         }
-        named
+        found
     }
 
     /// What a node label says; none for a label that says nothing of the machine, whatever its

@@ -155,3 +155,10 @@ impl std::fmt::Display for Span {
         f.write_str(&short(self.0))
     }
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
+mod tests;

@@ -400,4 +400,8 @@ fn passes(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
 mod tests;

@@ -125,8 +125,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
     let finding = Finding::new(
         FieldPath::of(AFTER),
         format!(
-            "a GPU node goes after {after} without work; the next replica then waits for a new \
-             node, the image and the weights. The pool buys GPU nodes only: {}",
+            "a GPU node goes after {after} without work; the next replica then waits for a new node, the image and the weights (GPU pool: {})",
             judged.machines.evidence
         ),
     )

@@ -137,24 +137,24 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
     };
     let subject = match judged.pool.policy() {
         Some(_) => policy.to_owned(),
-        None => format!("without a policy, {policy} holds, which"),
+        None => format!("{policy}, the default,"),
     };
     let why = format!(
-        "Karpenter does not look at GPU use, and a model server that is moved drops its requests \
-         and loads its weights again. The pool buys GPU nodes only: {}",
+        "however busy the GPU: the model server drops its requests and loads its weights again \
+         (GPU pool: {})",
         judged.machines.evidence
     );
     match effect {
         Effect::Stay => {}
         Effect::Evicted => out.report(
             found(format!(
-                "{subject} evicts running pods to save a node or to use a cheaper one; {why}"
+                "{subject} evicts running pods from GPU nodes to save a node, {why}"
             ))
             .severity(2),
         ),
         Effect::EvictedWhenBalanced => {
             let finding = found(format!(
-                "{subject} evicts running pods where that saves enough; {why}"
+                "{subject} evicts running pods from GPU nodes where that saves enough, {why}"
             ))
             .severity(1);
             match cx.params.balanced {
@@ -166,7 +166,8 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
         Effect::Unknown => out.report_at(
             Level::Warn,
             found(format!(
-                "{policy} is a policy that is not known; it may evict running pods; {why}"
+                "{policy} is not a policy that is known here; it may evict running pods from GPU \
+                 nodes, {why}"
             ))
             .confidence(Confidence::Unknown),
         ),

@@ -77,31 +77,28 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let auto_mode = pool.node_class_group() == Some(EKS_AUTO);
     let written = pool.expire_after();
     let age = match written.map(Lapse::of) {
-        // EKS Auto Mode takes `Never` for its own cap.
-        Some(Some(Lapse::Never)) => return,
+        // EKS Auto Mode takes `Never` for its own cap. What cannot be read the API server refuses.
+        Some(Some(Lapse::Never) | None) => return,
         Some(Some(age)) => age.to_string(),
-        // The API server refuses it.
-        Some(None) => return,
         None if auto_mode => "336h, the default".to_owned(),
         None => "720h, the default".to_owned(),
     };
-    let drains = if pool.termination_grace().is_some() {
-        "after terminationGracePeriod even pods go that a budget or do-not-disrupt protects"
+    let past = if pool.termination_grace().is_some() {
+        "past every budget and, after terminationGracePeriod, every PodDisruptionBudget"
     } else {
-        "pods that a PodDisruptionBudget or do-not-disrupt protects hold it up without end"
+        "past every budget"
     };
     let misplaced = match pool.version {
         Version::V1 if pool.holds(&["spec", "disruption", "expireAfter"]) => {
-            " disruption.expireAfter is the v1beta1 place; v1 does not know it."
+            "; v1 does not know disruption.expireAfter"
         }
         _ => "",
     };
     let finding = Finding::new(
         FieldPath::of(pool.expire_path()),
         format!(
-            "a GPU node is drained at the age of {age}, at no hour that anybody chose, past every \
-             budget and before a replacement is there; {drains}.{misplaced} The pool buys GPU nodes \
-             only: {}",
+            "GPU nodes are drained at the age of {age}, {past} and before a replacement is there\
+             {misplaced} (GPU pool: {})",
             judged.machines.evidence
         ),
     )

@@ -91,8 +91,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let finding = Finding::new(
         FieldPath::of(LIMITS),
         format!(
-            "no limit on accelerators: a scaler that runs away buys GPU nodes until the cloud's \
-             quota is gone. The pool buys GPU nodes only: {}",
+            "no limit on accelerators: a scaler that runs away buys GPU nodes until the cloud's quota is gone (GPU pool: {})",
             judged.machines.evidence
         ),
     )

@@ -102,9 +102,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         Finding::new(
             path,
             format!(
-                "only spot capacity: it goes at two minutes' notice, less than a model takes to \
-                 load elsewhere, and where all of it goes nothing else may be bought. The pool buys \
-                 GPU nodes only: {}",
+                "only spot capacity: it goes at two minutes' notice, less than a model takes to load elsewhere, and nothing else may take its place (GPU pool: {})",
                 judged.machines.evidence
             ),
         )

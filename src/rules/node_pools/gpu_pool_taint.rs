@@ -6,11 +6,9 @@ use super::{Judged, gpu_pool, is_new};
 use crate::{
     declare_rule,
     finding::{FieldPath, Finding},
+    provenance,
     rules::{Context, Edits, Findings, NoParams, kinds},
-    subject::{
-        Door, Operation, at,
-        node_pool::{NodePool, TAINTS},
-    },
+    subject::{Operation, at, node_pool::TAINTS},
 };
 
 declare_rule! {
@@ -105,7 +103,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         yaml.push_str("\n# only the one whose devices you mean");
     }
     let update = if cx.subject.operation == Operation::Update {
-        " Adding it replaces the pool's nodes, so choose the time."
+        "; adding one replaces the nodes"
     } else {
         ""
     };
@@ -113,9 +111,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         Finding::new(
             FieldPath::of(TAINTS),
             format!(
-                "no NoSchedule or NoExecute taint: any pod may land on these GPU nodes, take what a \
-                 model server needs and keep the node from ever being empty.{update} The pool buys \
-                 GPU nodes only: {}",
+                "no NoSchedule taint: any pod may land on these GPU nodes, take what a model server needs and keep the node from ever being empty{update} (GPU pool: {})",
                 judged.machines.evidence
             ),
         )
@@ -153,20 +149,23 @@ fn fill(cx: &Context<'_, NoParams>, edits: &mut Edits) {
 /// Whether this UPDATE takes away the very taint that was filled in and nothing else of the list,
 /// as putting the file again does that the pool was created from.
 fn was_reset(cx: &Context<'_, NoParams>, taint: &Value) -> bool {
-    if cx.subject.operation != Operation::Update || cx.subject.door == Door::Check {
+    let Some(old) = cx.subject.old.as_deref() else {
         return false;
-    }
-    let list = |object: Option<&Value>| -> Vec<Value> {
-        object
-            .and_then(|object| at(object, TAINTS))
+    };
+    let list = |object: &Value| -> Vec<Value> {
+        at(object, TAINTS)
             .and_then(Value::as_array)
             .cloned()
             .unwrap_or_default()
     };
-    let (now, mut before) = (
-        list(Some(&cx.subject.value)),
-        list(cx.subject.old.as_deref()),
-    );
-    let restored = before.pop().is_some_and(|last| &last == taint) && before == now;
-    restored && NodePool::of(cx.subject).is_some()
+    let mut before = list(old);
+    if before.pop().as_ref() != Some(taint) || before != list(&cx.subject.value) {
+        return false;
+    }
+    // Not where the taint was the user's own: the document that was applied has it, or the list
+    // that a server-side applier owns would have been empty without it.
+    match provenance::last_applied(old) {
+        Some(document) => !list(&document).contains(taint),
+        None => !before.is_empty() || provenance::was_named(old, TAINTS) != Some(true),
+    }
 }
