@@ -151,6 +151,18 @@ mod tests {
         json!({"apiVersion": api, "kind": kind, "name": name, "uid": "u", "controller": true})
     }
 
+    #[test]
+    fn a_parent_is_judged_just_where_a_rule_speaks_of_its_kind() {
+        for row in &Controllers::builtin().controllers {
+            let ParentKind { group, kind } = &row.parent;
+            let children_only = row.children == ["Job"];
+            let covered = crate::rules::RULES
+                .iter()
+                .any(|rule| rule.covers(group, kind));
+            assert_eq!(row.judged, covered && !children_only, "{kind}");
+        }
+    }
+
     const LWS: &str = "leaderworkerset.sigs.k8s.io/name";
 
     #[test]
