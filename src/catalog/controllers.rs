@@ -129,6 +129,10 @@ fn numbered(name: &str, base: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
 mod tests {
     use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
     facts::Known,
-    finding::{Confidence, FieldPath, Finding, Level},
+    finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
     rules::{Context, Edits, Findings, NoParams, kinds},
@@ -581,7 +581,7 @@ impl<'a> Case<'a> {
                  ever complete, and what runs holds its GPUs for nothing.",
                 self.units()
             )
-        } else if have % members == 0 {
+        } else if have.is_multiple_of(members) {
             format!(
                 "{ranks} makes {} groups of {members} pods, and a {kind} cannot tell its pods' groups \
                  apart: a scheduler may start half of each.",
@@ -1043,10 +1043,9 @@ impl<'a> Case<'a> {
         let key = self.minimum_key();
         let minimum_silent = match key.map(|key| (self.serving.workload.annotation(key), key)) {
             None if self.grouped && self.kind().is_flat() => return,
-            None => false,
-            Some((None, _)) => true,
             Some((Some(text), _)) if self.grouped && minimum(text) != Some(members) => return,
-            Some(_) => false,
+            Some((None, _)) => true,
+            None | Some(_) => false,
         };
         let recreate = if self.grouped && self.kind() == Kind::Deployment {
             match self.recreate() {
@@ -1215,27 +1214,26 @@ impl<'a> Case<'a> {
         {
             metadata.insert("annotations".into(), json!({key: members.to_string()}));
         }
-        let mut out = json!({});
-        if !metadata.is_empty() {
-            out["metadata"] = Value::Object(metadata);
+        let mut out = Value::Null;
+        for (key, value) in metadata {
+            put(&mut out, &FieldPath::of(&["metadata", &key]), value);
         }
         if self.grouped
             && self.kind() == Kind::Deployment
             && Rolling::of(&self.cx.subject.value, members).is_some()
         {
-            out["spec"]["strategy"] = json!({"type": "Recreate"});
+            put(
+                &mut out,
+                &FieldPath::of(&["spec", "strategy"]),
+                recreate_strategy(),
+            );
         }
         for set in self.sets() {
-            let path = Self::scheduler_path(set);
-            let mut at = &mut out;
-            for step in path.segments() {
-                match step {
-                    crate::finding::Segment::Key(key) => at = &mut at[key.as_str()],
-                    // A list cannot be written in part; its place is named instead.
-                    crate::finding::Segment::Index(index) => at = &mut at[format!("[{index}]")],
-                }
-            }
-            *at = Value::from(self.wanted);
+            put(
+                &mut out,
+                &Self::scheduler_path(set),
+                Value::from(self.wanted),
+            );
         }
         yaml(&out)
     }
@@ -1396,10 +1394,30 @@ fn steps(path: &FieldPath) -> Vec<String> {
     path.segments()
         .iter()
         .map(|segment| match segment {
-            crate::finding::Segment::Key(key) => key.clone(),
-            crate::finding::Segment::Index(index) => index.to_string(),
+            Segment::Key(key) => key.clone(),
+            Segment::Index(index) => index.to_string(),
         })
         .collect()
+}
+
+/// Puts a value into a sketch of an object. A list cannot be written in part: the place in it is
+/// named instead.
+fn put(sketch: &mut Value, path: &FieldPath, value: Value) {
+    let mut at = sketch;
+    for step in path.segments() {
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        let key = match step {
+            Segment::Key(key) => key.clone(),
+            Segment::Index(index) => format!("[{index}]"),
+        };
+        let Some(members) = at.as_object_mut() else {
+            return;
+        };
+        at = members.entry(key).or_insert(Value::Null);
+    }
+    *at = value;
 }
 
 /// A container for a group's pod: rank and leader address come from the LeaderWorkerSet.

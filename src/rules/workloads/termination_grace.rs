@@ -119,7 +119,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, cx.params);
+        let needed = Needed::of(&set.template, &serving, *cx.params);
         let path = grace_path(&set.template);
         let written = path
             .lookup(&cx.subject.value)
@@ -164,7 +164,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, cx.params);
+        let needed = Needed::of(&set.template, &serving, *cx.params);
         let path = grace_path(&set.template);
         let steps: Vec<String> = path
             .segments()
@@ -205,7 +205,7 @@ struct Needed {
 }
 
 impl Needed {
-    fn of(template: &PodTemplate<'_>, serving: &Serving<'_>, params: &Params) -> Self {
+    fn of(template: &PodTemplate<'_>, serving: &Serving<'_>, params: Params) -> Self {
         // Hooks of one pod's containers run side by side.
         let hook = template
             .containers()
