@@ -14,6 +14,8 @@ use serde_json::Value;
 use crate::{
     catalog::{
         Catalog,
+        engines::{Engine, Engines},
+        instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
     facts::{Facts, Known},
@@ -385,7 +387,7 @@ pub struct CatalogFile {
     /// Metric names and what they mean.
     pub metrics: Vec<MetricRow>,
     /// Model servers and their flags.
-    pub engines: Vec<Value>,
+    pub engines: Vec<Engine>,
     /// Instance types and families and what they hold.
     pub instances: Vec<Value>,
 }
@@ -619,7 +621,19 @@ impl Policy {
                 ));
             }
         }
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog {
+            instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
+            ..Catalog::default()
+        };
+        if !file.catalog.engines.is_empty() {
+            for (index, engine) in file.catalog.engines.iter().enumerate() {
+                let path = FieldPath::of(&["catalog", "engines"]).index(index);
+                engine
+                    .validate()
+                    .map_err(|(member, message)| wrong(path.key(member), message))?;
+            }
+            catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+        }
         if !file.catalog.metrics.is_empty() {
             let metrics =
                 MetricCatalog::with_site(&file.catalog.metrics).map_err(|(index, error)| {

@@ -27,6 +27,19 @@ pub static RULES: &[&Rule] = &[
     &signals::gpu_utilization_signal::GPU_UTILIZATION_SIGNAL,
     &signals::gpu_memory_signal::GPU_MEMORY_SIGNAL,
     &signals::opaque_signal::OPAQUE_SIGNAL,
+    &node_pools::gpu_pool_consolidation::GPU_POOL_CONSOLIDATION,
+    &node_pools::gpu_pool_consolidate_after::GPU_POOL_CONSOLIDATE_AFTER,
+    &node_pools::gpu_pool_taint::GPU_POOL_TAINT,
+    &node_pools::gpu_pool_expiry::GPU_POOL_EXPIRY,
+    &node_pools::gpu_pool_limits::GPU_POOL_LIMITS,
+    &node_pools::gpu_pool_spot_only::GPU_POOL_SPOT_ONLY,
+    &node_pools::gpu_pool_single_node::GPU_POOL_SINGLE_NODE,
+    &node_pools::mig_mixed_pool::MIG_MIXED_POOL,
+    &node_pools::gpu_capable_pool::GPU_CAPABLE_POOL,
+    &workloads::gang_scheduling::GANG_SCHEDULING,
+    &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
+    &workloads::stranded_gpus::STRANDED_GPUS,
+    &workloads::termination_grace::TERMINATION_GRACE,
 ];
 
 /// The rule of that id.

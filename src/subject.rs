@@ -4,8 +4,15 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod duration;
+pub mod gpu;
 pub mod hpa;
+pub mod node_pool;
+pub mod pod_template;
+pub mod quantity;
+pub mod requirement;
 pub mod scaled_object;
+pub mod workload;
 
 /// The label by which a workload says that it serves a model (`"true"`), or that it does not.
 pub const MODEL_SERVER_LABEL: &str = "gangplank.dev/model-server";

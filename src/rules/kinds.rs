@@ -71,3 +71,98 @@ pub static DEPLOYMENT: Kind = Kind {
         pod_spec: &["spec", "template", "spec"],
     },
 };
+
+const POD_TEMPLATE: Relevance = Relevance::Accelerator {
+    pod_spec: &["spec", "template", "spec"],
+};
+
+/// The built-in StatefulSet.
+pub static STATEFUL_SET: Kind = Kind {
+    group: "apps",
+    kind: "StatefulSet",
+    resource: "statefulsets",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: POD_TEMPLATE,
+};
+
+/// The built-in ReplicaSet; those of a Deployment are judged there.
+pub static REPLICA_SET: Kind = Kind {
+    group: "apps",
+    kind: "ReplicaSet",
+    resource: "replicasets",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: POD_TEMPLATE,
+};
+
+/// The built-in Job.
+pub static JOB: Kind = Kind {
+    group: "batch",
+    kind: "Job",
+    resource: "jobs",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: POD_TEMPLATE,
+};
+
+/// Argo's Rollout (argoproj.io/v1alpha1).
+pub static ROLLOUT: Kind = Kind {
+    group: "argoproj.io",
+    kind: "Rollout",
+    resource: "rollouts",
+    versions: &["v1alpha1"],
+    namespaced: true,
+    relevance: POD_TEMPLATE,
+};
+
+/// The LeaderWorkerSet (leaderworkerset.x-k8s.io/v1, v0.10).
+pub static LEADER_WORKER_SET: Kind = Kind {
+    group: "leaderworkerset.x-k8s.io",
+    kind: "LeaderWorkerSet",
+    resource: "leaderworkersets",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// KubeRay's RayCluster (ray.io/v1).
+pub static RAY_CLUSTER: Kind = Kind {
+    group: "ray.io",
+    kind: "RayCluster",
+    resource: "rayclusters",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// KubeRay's RayService (ray.io/v1).
+pub static RAY_SERVICE: Kind = Kind {
+    group: "ray.io",
+    kind: "RayService",
+    resource: "rayservices",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// Kinds that run pods and that the workload rules speak of.
+pub static WORKLOADS: &[&Kind] = &[
+    &DEPLOYMENT,
+    &STATEFUL_SET,
+    &REPLICA_SET,
+    &JOB,
+    &ROLLOUT,
+    &LEADER_WORKER_SET,
+    &RAY_CLUSTER,
+    &RAY_SERVICE,
+];
+
+/// Kinds that run pods for as long as they are wanted: what a serving rule speaks of.
+pub static LONG_RUNNING: &[&Kind] = &[
+    &DEPLOYMENT,
+    &STATEFUL_SET,
+    &REPLICA_SET,
+    &ROLLOUT,
+    &LEADER_WORKER_SET,
+];
