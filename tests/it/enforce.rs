@@ -716,3 +716,88 @@ fn registering_again_changes_nothing_and_what_was_removed_comes_back() -> Result
     assert_eq!(before, after);
     Ok(())
 }
+
+/// Conditions inside the API server decide what is sent. An error in one would refuse the write, so
+/// they have to hold for objects with any optional member absent and for very large ones.
+#[test]
+fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
+    let guarded = guarded()?;
+    let kubectl = guarded.cluster.namespace("conditions")?;
+    let plain = |name: &str| {
+        let mut object = deployment(name, 1, 1, &[]);
+        object["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({});
+        object
+    };
+    let container = |index: usize| json!({"name": format!("c{index}"), "image": "app"});
+    let mut claims = plain("sent-claims");
+    claims["spec"]["template"]["spec"]["resourceClaims"] =
+        json!([{"name": "gpu", "resourceClaimTemplateName": "gpu"}]);
+    let mut init = plain("sent-init");
+    init["spec"]["template"]["spec"]["initContainers"] = json!([
+        {"name": "warm", "image": "app", "resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}},
+    ]);
+    let mut requests = plain("sent-requests");
+    requests["spec"]["template"]["spec"]["containers"] = json!([
+        container(0),
+        {"name": "x", "image": "app", "resources": {"requests": {"amd.com/gpu": 1}, "limits": {"amd.com/gpu": 1}}},
+    ]);
+    let mut many = plain("sent-many");
+    many["spec"]["template"]["spec"]["containers"] = (0..65).map(container).collect();
+    let mut labelled = plain("sent-labelled");
+    labelled["metadata"]["labels"] = json!({"gangplank.dev/model-server": "true"});
+    let mut few = plain("quiet-few");
+    few["spec"]["template"]["spec"]["containers"] = (0..64).map(container).collect();
+    for object in [
+        &claims,
+        &init,
+        &requests,
+        &many,
+        &labelled,
+        &few,
+        &plain("quiet-plain"),
+    ] {
+        kubectl
+            .create(&object.to_string())?
+            .success()
+            .with_context(|| reference(object))?;
+    }
+    let log = guarded.gangplank.log();
+    for name in [
+        "sent-claims",
+        "sent-init",
+        "sent-requests",
+        "sent-many",
+        "sent-labelled",
+    ] {
+        assert!(
+            log.contains(&format!("\"name\":\"{name}\"")),
+            "{name} was not sent"
+        );
+    }
+    assert!(!log.contains("\"name\":\"quiet-"), "{log}");
+    // Updates are looked at as well: new labels, annotations that come and go.
+    kubectl
+        .label("deployment/quiet-plain", "gangplank.dev/model-server=true")?
+        .success()?;
+    kubectl
+        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member=1")?
+        .success()?;
+    kubectl
+        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member-")?
+        .success()?;
+    kubectl
+        .annotate(
+            "deployment/quiet-plain",
+            "exempt.gangplank.dev/gang-scheduling=x",
+        )?
+        .success()?;
+    assert!(guarded.gangplank.log().contains("\"name\":\"quiet-plain\""));
+    // An HPA that says no more than it has to.
+    let bare = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "bare"},
+        "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"}, "maxReplicas": 2},
+    });
+    kubectl.create(&bare.to_string())?.success()?;
+    Ok(())
+}
