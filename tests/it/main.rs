@@ -9,5 +9,6 @@ mod check;
 mod docs;
 mod enforce;
 mod fixtures;
+mod node_pools;
 mod registration;
 mod serve;
