@@ -551,10 +551,10 @@ impl Found<'_, '_> {
         let words = unwrap(words);
         let Some(first) = words.first() else { return };
         let program = basename(&first.text);
-        if matches!(program, "sh" | "bash" | "dash" | "ash" | "zsh") {
-            if let Some((script, positional)) = script(words) {
-                return self.script(script, positional, depth);
-            }
+        if matches!(program, "sh" | "bash" | "dash" | "ash" | "zsh")
+            && let Some((script, positional)) = script(words)
+        {
+            return self.script(script, positional, depth);
         }
         if program == "eval" {
             let joined = words
@@ -946,14 +946,12 @@ fn ranks(
             count: Count::Unknown,
             ..data
         },
-        Some(_) if read.has(Setting::ExternalData) && !expert => {
-            local.clone().unwrap_or(Degree::ONE)
-        }
+        Some(_) if read.has(Setting::ExternalData) && !expert => local.unwrap_or(Degree::ONE),
         Some(data) => {
             if let (Some(local), Count::Known(all)) = (&local, data.count)
                 && local.count.known().is_some_and(|local| local < all)
             {
-                parts.local = local.path.clone();
+                parts.local.clone_from(&local.path);
             }
             data
         }

@@ -129,6 +129,10 @@ fn numbered(name: &str, base: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
 mod tests {
     use std::sync::Arc;
 
@@ -149,6 +153,18 @@ mod tests {
 
     fn owner(api: &str, kind: &str, name: &str) -> Value {
         json!({"apiVersion": api, "kind": kind, "name": name, "uid": "u", "controller": true})
+    }
+
+    #[test]
+    fn a_parent_is_judged_just_where_a_rule_speaks_of_its_kind() {
+        for row in &Controllers::builtin().controllers {
+            let ParentKind { group, kind } = &row.parent;
+            let children_only = row.children == ["Job"];
+            let covered = crate::rules::RULES
+                .iter()
+                .any(|rule| rule.covers(group, kind));
+            assert_eq!(row.judged, covered && !children_only, "{kind}");
+        }
     }
 
     const LWS: &str = "leaderworkerset.sigs.k8s.io/name";

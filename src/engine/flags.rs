@@ -191,7 +191,7 @@ fn meaning<'t>(
     matching
         .next()
         .is_none()
-        .then(|| (*meaning, *spelling, attached))
+        .then_some((*meaning, *spelling, attached))
 }
 
 fn normal(dialect: Dialect, flag: &str) -> String {

@@ -99,16 +99,12 @@ impl Reader<'_> {
                     self.end_command();
                     self.skip_documents();
                 }
-                ';' | '(' | ')' => {
-                    self.at += 1;
-                    self.end_command();
-                }
                 '&' if self.peek(1) == Some('>') => {
                     self.at += 2;
                     self.end_word();
                     self.skip_word = true;
                 }
-                '&' | '|' => {
+                '&' | '|' | ';' | '(' | ')' => {
                     self.at += 1;
                     self.end_command();
                 }
@@ -181,13 +177,12 @@ impl Reader<'_> {
                 }
                 '\\' => {
                     match self.peek(1) {
-                        Some('\n') => {}
+                        Some('\n') | None => {}
                         Some(e @ ('$' | '`' | '"' | '\\')) => self.word.push(e),
                         Some(e) => {
                             self.word.push('\\');
                             self.word.push(e);
                         }
-                        None => {}
                     }
                     self.at += 2;
                 }
@@ -468,13 +463,13 @@ impl Reader<'_> {
                 _ => {}
             }
         }
-        if self.command.words.is_empty() {
-            if let Some((name, value)) = assignment(&word) {
-                self.command
-                    .assignments
-                    .push((name.to_owned(), value.to_owned()));
-                return;
-            }
+        if self.command.words.is_empty()
+            && let Some((name, value)) = assignment(&word)
+        {
+            self.command
+                .assignments
+                .push((name.to_owned(), value.to_owned()));
+            return;
         }
         self.command.words.push(word);
     }

@@ -1,3 +1,10 @@
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::redundant_clone,
+    clippy::type_complexity,
+    reason = "tables read best with their values in place"
+)]
+
 use serde_json::{Value, json};
 
 use super::*;

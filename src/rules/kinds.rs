@@ -146,6 +146,16 @@ pub static RAY_SERVICE: Kind = Kind {
     relevance: Relevance::Always,
 };
 
+/// KubeRay's RayJob (ray.io/v1).
+pub static RAY_JOB: Kind = Kind {
+    group: "ray.io",
+    kind: "RayJob",
+    resource: "rayjobs",
+    versions: &["v1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
 /// Kinds that run pods and that the workload rules speak of.
 pub static WORKLOADS: &[&Kind] = &[
     &DEPLOYMENT,
@@ -156,6 +166,7 @@ pub static WORKLOADS: &[&Kind] = &[
     &LEADER_WORKER_SET,
     &RAY_CLUSTER,
     &RAY_SERVICE,
+    &RAY_JOB,
 ];
 
 /// Kinds that run pods for as long as they are wanted: what a serving rule speaks of.

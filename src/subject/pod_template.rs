@@ -201,7 +201,7 @@ impl<'a> PodTemplate<'a> {
         let mut asked: Vec<Accelerators> = names
             .into_iter()
             .map(|name| {
-                let units = self.units(name, &all);
+                let units = Self::units(name, &all);
                 let whole = catalog.accelerator(name).is_some_and(|row| row.whole);
                 Accelerators {
                     resource: name.to_owned(),
@@ -251,7 +251,7 @@ impl<'a> PodTemplate<'a> {
             .then(|| unknown("resourceClaims", self.spec_path().key("resourceClaims")))
     }
 
-    fn units(&self, name: &str, all: &[Container<'a>]) -> Count {
+    fn units(name: &str, all: &[Container<'a>]) -> Count {
         let mut sidecars = Some(0_u64);
         let mut start = Some(0_u64);
         let mut run = Some(0_u64);
@@ -262,12 +262,9 @@ impl<'a> PodTemplate<'a> {
                 run = plus(run);
             } else if container.is_sidecar() {
                 sidecars = plus(sidecars);
-                start = start.max(sidecars).filter(|_| sidecars.is_some());
+                start = start.zip(sidecars).map(|(a, b)| a.max(b));
             } else {
-                let needed = plus(sidecars);
-                start = start
-                    .max(needed)
-                    .filter(|_| needed.is_some() && start.is_some());
+                start = start.zip(plus(sidecars)).map(|(a, b)| a.max(b));
             }
         }
         let sum = run

@@ -189,7 +189,7 @@ fn ray(value: &Value) -> Option<Vec<PodSet<'_>>> {
         1,
         "head",
     );
-    let groups = base.clone().key("workerGroupSpecs");
+    let groups = base.key("workerGroupSpecs");
     let workers = groups
         .lookup(value)
         .and_then(Value::as_array)

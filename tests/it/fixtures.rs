@@ -19,6 +19,7 @@ use jiff::Timestamp;
 struct Judged {
     document: Arc<Document>,
     subject: Subject,
+    facts: Facts,
     review: Review,
 }
 
@@ -72,6 +73,7 @@ fn judge(policy: &Policy, name: &str, text: &str) -> Vec<Judged> {
             Judged {
                 document,
                 subject,
+                facts: facts.clone(),
                 review,
             }
         })
@@ -168,7 +170,7 @@ fn a_filled_object_is_not_filled_again_and_is_found_no_worse() {
                 json_patch::patch(&mut value, &one.review.patch).unwrap();
                 let again = review(
                     &policy,
-                    &Facts::unknown(),
+                    &one.facts,
                     &one.subject.with_value(value),
                     Timestamp::UNIX_EPOCH,
                 );

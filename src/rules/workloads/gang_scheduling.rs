@@ -6,7 +6,7 @@ use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
     facts::Known,
-    finding::{Confidence, FieldPath, Finding, Level},
+    finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
     rules::{Context, Edits, Findings, NoParams, kinds},
@@ -581,7 +581,7 @@ impl<'a> Case<'a> {
                  ever complete, and what runs holds its GPUs for nothing.",
                 self.units()
             )
-        } else if have % members == 0 {
+        } else if have.is_multiple_of(members) {
             format!(
                 "{ranks} makes {} groups of {members} pods, and a {kind} cannot tell its pods' groups \
                  apart: a scheduler may start half of each.",
@@ -1043,10 +1043,9 @@ impl<'a> Case<'a> {
         let key = self.minimum_key();
         let minimum_silent = match key.map(|key| (self.serving.workload.annotation(key), key)) {
             None if self.grouped && self.kind().is_flat() => return,
-            None => false,
-            Some((None, _)) => true,
             Some((Some(text), _)) if self.grouped && minimum(text) != Some(members) => return,
-            Some(_) => false,
+            Some((None, _)) => true,
+            None | Some(_) => false,
         };
         let recreate = if self.grouped && self.kind() == Kind::Deployment {
             match self.recreate() {
@@ -1215,27 +1214,26 @@ impl<'a> Case<'a> {
         {
             metadata.insert("annotations".into(), json!({key: members.to_string()}));
         }
-        let mut out = json!({});
-        if !metadata.is_empty() {
-            out["metadata"] = Value::Object(metadata);
+        let mut out = Value::Null;
+        for (key, value) in metadata {
+            put(&mut out, &FieldPath::of(&["metadata", &key]), value);
         }
         if self.grouped
             && self.kind() == Kind::Deployment
             && Rolling::of(&self.cx.subject.value, members).is_some()
         {
-            out["spec"]["strategy"] = json!({"type": "Recreate"});
+            put(
+                &mut out,
+                &FieldPath::of(&["spec", "strategy"]),
+                recreate_strategy(),
+            );
         }
         for set in self.sets() {
-            let path = Self::scheduler_path(set);
-            let mut at = &mut out;
-            for step in path.segments() {
-                match step {
-                    crate::finding::Segment::Key(key) => at = &mut at[key.as_str()],
-                    // A list cannot be written in part; its place is named instead.
-                    crate::finding::Segment::Index(index) => at = &mut at[format!("[{index}]")],
-                }
-            }
-            *at = Value::from(self.wanted);
+            put(
+                &mut out,
+                &Self::scheduler_path(set),
+                Value::from(self.wanted),
+            );
         }
         yaml(&out)
     }
@@ -1396,10 +1394,30 @@ fn steps(path: &FieldPath) -> Vec<String> {
     path.segments()
         .iter()
         .map(|segment| match segment {
-            crate::finding::Segment::Key(key) => key.clone(),
-            crate::finding::Segment::Index(index) => index.to_string(),
+            Segment::Key(key) => key.clone(),
+            Segment::Index(index) => index.to_string(),
         })
         .collect()
+}
+
+/// Puts a value into a sketch of an object. A list cannot be written in part: the place in it is
+/// named instead.
+fn put(sketch: &mut Value, path: &FieldPath, value: Value) {
+    let mut at = sketch;
+    for step in path.segments() {
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        let key = match step {
+            Segment::Key(key) => key.clone(),
+            Segment::Index(index) => format!("[{index}]"),
+        };
+        let Some(members) = at.as_object_mut() else {
+            return;
+        };
+        at = members.entry(key).or_insert(Value::Null);
+    }
+    *at = value;
 }
 
 /// A container for a group's pod: rank and leader address come from the LeaderWorkerSet.
@@ -1474,4 +1492,256 @@ fn address(role: RankFlag, old: &str) -> String {
 
 fn yaml(value: &Value) -> String {
     serde_saphyr::to_string(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::{
+        facts::Facts,
+        finding::Verdict,
+        policy::Policy,
+        provenance::LAST_APPLIED,
+        review::{Review, Skip, review},
+        subject::{Door, Subject},
+    };
+
+    const MINIMUM: &str = "kai.scheduler/batch-min-member";
+
+    /// A gang of eight as its author wrote it.
+    fn written() -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {
+                "name": "llm", "namespace": "inference",
+                "labels": {"kai.scheduler/queue": "llm"}, "annotations": {}
+            },
+            "spec": {
+                "replicas": 8,
+                "selector": {"matchLabels": {"app": "llm"}},
+                "template": {"metadata": {"labels": {"app": "llm"}}, "spec": {"containers": [{
+                    "name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
+                    "args": ["--model=m", "-tp=8", "-pp=8", "--nnodes=8"],
+                    "resources": {"limits": {"nvidia.com/gpu": 8}}
+                }]}}
+            }
+        })
+    }
+
+    /// With what the API server puts where the author was silent.
+    fn arrived(mut object: Value) -> Value {
+        let spec = &mut object["spec"];
+        if spec["strategy"].is_null() {
+            spec["strategy"] = json!({
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}
+            });
+        }
+        let pod = &mut spec["template"]["spec"];
+        if pod["schedulerName"].is_null() {
+            pod["schedulerName"] = json!("default-scheduler");
+        }
+        if pod["terminationGracePeriodSeconds"].is_null() {
+            pod["terminationGracePeriodSeconds"] = json!(30);
+        }
+        object
+    }
+
+    fn ask(door: Door, new: &Value, old: Option<&Value>) -> Review {
+        let mut subject = Subject::from_manifest(Arc::new(new.clone())).unwrap();
+        subject.door = door;
+        if let Some(old) = old {
+            subject.operation = Operation::Update;
+            subject.old = Some(Arc::new(old.clone()));
+        }
+        review(
+            &Policy::default(),
+            &Facts::unknown(),
+            &subject,
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    fn mutated(new: &Value, old: Option<&Value>) -> Value {
+        let mut value = new.clone();
+        json_patch::patch(&mut value, &ask(Door::Mutate, new, old).patch).unwrap();
+        value
+    }
+
+    fn verdict(new: &Value, old: Option<&Value>) -> Verdict {
+        ask(Door::Validate, new, old).verdict()
+    }
+
+    fn created() -> Value {
+        mutated(&arrived(written()), None)
+    }
+
+    fn with_minimum(number: u64) -> Value {
+        let mut object = created();
+        object["metadata"]["annotations"][MINIMUM] = json!(number.to_string());
+        object
+    }
+
+    #[test]
+    fn a_created_gang_is_completed_and_then_judged_clean() {
+        let made = created();
+        assert_eq!(
+            made["spec"]["template"]["spec"]["schedulerName"],
+            "kai-scheduler"
+        );
+        assert_eq!(made["metadata"]["annotations"][MINIMUM], "8");
+        assert_eq!(made["spec"]["strategy"], json!({"type": "Recreate"}));
+        let findings = ask(Door::Validate, &made, None).findings;
+        assert!(
+            findings
+                .iter()
+                .all(|finding| finding.rule != GANG_SCHEDULING.id),
+            "{findings:?}"
+        );
+        assert!(ask(Door::Mutate, &made, None).patch.0.is_empty());
+        // Had the fill been lost, the unsafe default is denied.
+        assert_eq!(verdict(&arrived(written()), None), Verdict::Deny);
+    }
+
+    #[test]
+    fn replacing_with_the_file_that_was_created_changes_nothing() {
+        let made = created();
+        let mut expected = made.clone();
+        expected["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(30);
+        assert_eq!(mutated(&arrived(written()), Some(&made)), expected);
+    }
+
+    #[test]
+    fn lowering_a_minimum_is_denied_and_raising_it_again_is_not() {
+        assert_eq!(verdict(&with_minimum(7), Some(&created())), Verdict::Deny);
+        assert_eq!(
+            verdict(&with_minimum(6), Some(&with_minimum(7))),
+            Verdict::Deny
+        );
+        assert_eq!(
+            verdict(&with_minimum(7), Some(&with_minimum(6))),
+            Verdict::Warn
+        );
+        let mut touched = with_minimum(7);
+        touched["spec"]["revisionHistoryLimit"] = json!(3);
+        assert_eq!(verdict(&touched, Some(&with_minimum(7))), Verdict::Warn);
+        assert_ne!(verdict(&created(), Some(&with_minimum(7))), Verdict::Deny);
+    }
+
+    #[test]
+    fn nothing_that_somebody_wrote_is_filled_over() {
+        for (change, keys) in [
+            (
+                json!("default-scheduler"),
+                ["template", "spec", "schedulerName"].as_slice(),
+            ),
+            (
+                json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%"}}),
+                ["strategy"].as_slice(),
+            ),
+        ] {
+            let mut object = written();
+            object["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(300);
+            let mut at = &mut object["spec"];
+            for key in keys {
+                at = &mut at[*key];
+            }
+            *at = change;
+            let document = object.to_string();
+            object["metadata"]["annotations"][LAST_APPLIED] = json!(document);
+            let object = arrived(object);
+            assert_eq!(mutated(&object, None), object, "{keys:?}");
+            assert_eq!(verdict(&object, None), Verdict::Deny, "{keys:?}");
+        }
+        let mut lowered = arrived(written());
+        lowered["metadata"]["annotations"][MINIMUM] = json!("7");
+        assert_eq!(mutated(&lowered, None), lowered);
+    }
+
+    #[test]
+    fn a_running_fleet_is_not_restarted() {
+        let old = arrived(written());
+        let mut new = old.clone();
+        new["spec"]["revisionHistoryLimit"] = json!(3);
+        assert_eq!(mutated(&new, Some(&old)), new);
+        assert_eq!(
+            verdict(&new, Some(&old)),
+            Verdict::Warn,
+            "it was there before"
+        );
+    }
+
+    #[test]
+    fn children_are_judged_at_their_parent_and_never_filled() {
+        let owned = |api: &str, kind: &str| {
+            let mut object = arrived(written());
+            object["metadata"]["ownerReferences"] = json!([{
+                "apiVersion": api, "kind": kind, "name": "llm", "uid": "u", "controller": true
+            }]);
+            object
+        };
+        let child = owned("serving.kserve.io/v1beta1", "InferenceService");
+        assert_eq!(mutated(&child, None), child);
+        assert_eq!(verdict(&child, None), Verdict::Warn);
+        let mut set = owned("apps/v1", "Deployment");
+        set["kind"] = json!("ReplicaSet");
+        assert_eq!(ask(Door::Validate, &set, None).skipped, Some(Skip::Child));
+        let claimed = owned("example.dev/v1", "Anything");
+        assert_eq!(verdict(&claimed, None), Verdict::Deny);
+    }
+
+    #[test]
+    fn the_skeleton_is_a_complete_leader_worker_set() {
+        let mut object = written();
+        object["spec"]["replicas"] = json!(16);
+        let denied = ask(Door::Validate, &arrived(object), None);
+        let finding = denied
+            .findings
+            .iter()
+            .find(|one| one.rule == GANG_SCHEDULING.id)
+            .unwrap();
+        let set: Value = serde_saphyr::from_str(&finding.instead).unwrap();
+        assert_eq!(set["kind"], "LeaderWorkerSet");
+        assert_eq!(set["spec"]["replicas"], 2);
+        assert_eq!(set["spec"]["leaderWorkerTemplate"]["size"], 8);
+        // And it is what it says: accepted, unchanged, clean.
+        let again = ask(Door::Check, &set, None);
+        assert!(
+            again
+                .findings
+                .iter()
+                .all(|one| one.rule != GANG_SCHEDULING.id),
+            "{again:?}"
+        );
+    }
+
+    #[test]
+    fn rolling_bounds_are_resolved_as_the_controller_does() {
+        let bounds = |rolling: Value, replicas: u64| {
+            let object = json!({"spec": {"strategy": {"rollingUpdate": rolling}}});
+            Rolling::of(&object, replicas).map(|rolling| (rolling.unavailable, rolling.surge))
+        };
+        assert_eq!(bounds(json!({}), 8), Some((2, 2)));
+        assert_eq!(bounds(json!({}), 2), Some((0, 1)));
+        assert_eq!(
+            bounds(json!({"maxUnavailable": 0, "maxSurge": 0}), 8),
+            Some((1, 0))
+        );
+        assert_eq!(
+            bounds(json!({"maxUnavailable": "0%", "maxSurge": "100%"}), 8),
+            Some((0, 8))
+        );
+        assert_eq!(
+            bounds(
+                json!({"maxUnavailable": u64::MAX, "maxSurge": "99999999999999999999%"}),
+                8
+            ),
+            Some((u64::MAX, 0))
+        );
+        assert!(Rolling::of(&json!({"spec": {"strategy": {"type": "Recreate"}}}), 8).is_none());
+    }
 }

@@ -119,7 +119,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, cx.params);
+        let needed = Needed::of(&set.template, &serving, *cx.params);
         let path = grace_path(&set.template);
         let written = path
             .lookup(&cx.subject.value)
@@ -164,7 +164,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, cx.params);
+        let needed = Needed::of(&set.template, &serving, *cx.params);
         let path = grace_path(&set.template);
         let steps: Vec<String> = path
             .segments()
@@ -205,7 +205,7 @@ struct Needed {
 }
 
 impl Needed {
-    fn of(template: &PodTemplate<'_>, serving: &Serving<'_>, params: &Params) -> Self {
+    fn of(template: &PodTemplate<'_>, serving: &Serving<'_>, params: Params) -> Self {
         // Hooks of one pod's containers run side by side.
         let hook = template
             .containers()
@@ -310,5 +310,67 @@ mod tests {
         );
         assert_eq!(sleeps(json!({"httpGet": {"path": "/drain"}})), None);
         assert_eq!(sleeps(json!({"exec": {"command": "sleep"}})), None);
+    }
+
+    #[test]
+    fn a_lone_default_is_filled_only_where_somebody_is_known_to_be_silent() {
+        use std::sync::Arc;
+
+        use jiff::Timestamp;
+
+        use crate::{
+            facts::Facts,
+            policy::Policy,
+            provenance::LAST_APPLIED,
+            review::review,
+            subject::{Door, Subject},
+        };
+
+        let arrived = |document: Option<Value>| {
+            let mut object = json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": "llm", "namespace": "inference", "annotations": {}},
+                "spec": {"template": {"spec": {
+                    "terminationGracePeriodSeconds": 30,
+                    "containers": [{
+                        "name": "vllm", "image": "vllm/vllm-openai", "args": ["--model=m"],
+                        "resources": {"limits": {"nvidia.com/gpu": 1}}
+                    }]
+                }}}
+            });
+            if let Some(document) = document {
+                object["metadata"]["annotations"][LAST_APPLIED] = json!(document.to_string());
+            }
+            object
+        };
+        let filled = |object: Value, old: Option<Value>| {
+            let mut subject = Subject::from_manifest(Arc::new(object)).unwrap();
+            subject.door = Door::Mutate;
+            if let Some(old) = old {
+                subject.operation = Operation::Update;
+                subject.old = Some(Arc::new(old));
+            }
+            let policy = Policy::default();
+            let review = review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
+            review
+                .findings
+                .iter()
+                .any(|finding| finding.rule == TERMINATION_GRACE.id)
+        };
+        let silent = json!({
+            "kind": "Deployment", "metadata": {"name": "llm"}, "spec": {"template": {"spec": {}}}
+        });
+        let mut said = silent.clone();
+        said["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(30);
+        assert!(!filled(arrived(None), None), "a plain create tells nothing");
+        assert!(filled(arrived(Some(silent.clone())), None));
+        assert!(!filled(arrived(Some(said)), None));
+        // An update restores what was filled and fills nothing anew.
+        let mut held = arrived(Some(silent.clone()));
+        held["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(180);
+        assert!(filled(arrived(None), Some(held)));
+        let mut changed = arrived(Some(silent.clone()));
+        changed["spec"]["replicas"] = json!(2);
+        assert!(!filled(changed, Some(arrived(Some(silent)))));
     }
 }
