@@ -465,6 +465,18 @@ fn written() -> impl Strategy<Value = Value> {
         })
 }
 
+/// Whether whatever was written before still stands.
+fn kept(before: &Value, after: &Value) -> bool {
+    match (before, after) {
+        (Value::Null, _) => true,
+        (Value::Object(before), Value::Object(after)) => before.iter().all(|(key, value)| {
+            value.is_null() || after.get(key).is_some_and(|after| kept(value, after))
+        }),
+        (Value::Array(before), Value::Array(after)) => after.starts_with(before),
+        _ => before == after,
+    }
+}
+
 /// What the API server makes of a file before it asks anybody.
 fn with_crd_defaults(mut file: Value) -> Value {
     let defaults = if file["apiVersion"] == "karpenter.sh/v1" {
@@ -495,17 +507,6 @@ proptest! {
         let first = asked(&policy, Door::Check, &file, None);
         let mut after = file.clone();
         json_patch::patch(&mut after, &first.patch).unwrap();
-        // Whatever was written is still there.
-        fn kept(before: &Value, after: &Value) -> bool {
-            match (before, after) {
-                (Value::Null, _) => true,
-                (Value::Object(before), Value::Object(after)) => before
-                    .iter()
-                    .all(|(key, value)| value.is_null() || after.get(key).is_some_and(|after| kept(value, after))),
-                (Value::Array(before), Value::Array(after)) => after.starts_with(before),
-                _ => before == after,
-            }
-        }
         prop_assert!(kept(&file, &after), "{file} became {after}");
         let second = asked(&policy, Door::Check, &after, None);
         prop_assert!(second.patch.0.is_empty(), "{:?}", second.patch);
