@@ -16,8 +16,8 @@ use crate::harness::{
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// A cluster that Gangplank guards.
-struct Guarded {
-    cluster: Cluster,
+pub(crate) struct Guarded {
+    pub(crate) cluster: Cluster,
     gangplank: Gangplank,
 }
 
@@ -51,7 +51,8 @@ fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
     Ok(gangplank)
 }
 
-fn guarded() -> Result<&'static Guarded> {
+/// The cluster of the tests of verdicts and fills.
+pub(crate) fn guarded() -> Result<&'static Guarded> {
     static GUARDED: OnceLock<Result<Guarded, String>> = OnceLock::new();
     GUARDED
         .get_or_init(|| Guarded::start(&[]).map_err(|error| format!("{error:#}")))

@@ -18,5 +18,6 @@ mod check;
 mod docs;
 mod enforce;
 mod fixtures;
+mod node_pools;
 mod registration;
 mod serve;
