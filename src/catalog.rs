@@ -1,21 +1,37 @@
 //! What the world calls things: metrics, instance types, model servers, schedulers, controllers.
 //! The tables are data (`policies/catalog/*.yaml`), embedded, and a policy may add to them.
 
+use std::sync::Arc;
+
+use engines::Engines;
+use instances::InstanceCatalog;
+use metrics::MetricCatalog;
+
 pub mod controllers;
 pub mod engines;
+pub mod instances;
 pub mod metrics;
 pub mod schedulers;
 
-use engines::Engines;
-use metrics::MetricCatalog;
-
 /// The catalogues as one policy sees them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Catalog {
+    /// What instance types hold.
+    pub instances: Arc<InstanceCatalog>,
     /// With what the site adds; none where it adds nothing.
     pub(crate) site_engines: Option<Engines>,
     /// With what the site adds; none where it adds nothing.
     pub(crate) site_metrics: Option<MetricCatalog>,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            instances: InstanceCatalog::builtin(),
+            site_engines: None,
+            site_metrics: None,
+        }
+    }
 }
 
 impl Catalog {

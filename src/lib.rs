@@ -22,5 +22,6 @@ pub mod signal;
 pub mod source;
 pub mod subject;
 pub mod telemetry;
+pub mod text;
 pub mod tls;
 pub mod webhook;

@@ -15,6 +15,7 @@ use crate::{
     catalog::{
         Catalog,
         engines::{Engine, Engines},
+        instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
     facts::{Facts, Known},
@@ -115,7 +116,8 @@ pub enum ExistingViolations {
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
 )]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", from = "WrittenLevel")]
+#[schemars(!from)]
 pub enum RuleLevel {
     /// The rule is not run.
     Off,
@@ -125,6 +127,51 @@ pub enum RuleLevel {
     Warn,
     /// The object is refused.
     Deny,
+}
+
+/// A level as it stands in a file: YAML 1.1, which Kubernetes reads, takes a bare `off` for `false`.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a level is deny, warn, audit or off")]
+enum WrittenLevel {
+    Word(LevelWord),
+    Flag(OffFlag),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LevelWord {
+    Off,
+    Audit,
+    Warn,
+    Deny,
+}
+
+/// `false`, and not `true`.
+#[derive(Deserialize)]
+#[serde(try_from = "bool")]
+struct OffFlag;
+
+impl TryFrom<bool> for OffFlag {
+    type Error = &'static str;
+
+    fn try_from(flag: bool) -> Result<Self, Self::Error> {
+        if flag {
+            Err("true is no level")
+        } else {
+            Ok(Self)
+        }
+    }
+}
+
+impl From<WrittenLevel> for RuleLevel {
+    fn from(written: WrittenLevel) -> Self {
+        match written {
+            WrittenLevel::Word(LevelWord::Off) | WrittenLevel::Flag(OffFlag) => Self::Off,
+            WrittenLevel::Word(LevelWord::Audit) => Self::Audit,
+            WrittenLevel::Word(LevelWord::Warn) => Self::Warn,
+            WrittenLevel::Word(LevelWord::Deny) => Self::Deny,
+        }
+    }
 }
 
 impl RuleLevel {
@@ -574,7 +621,10 @@ impl Policy {
                 ));
             }
         }
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog {
+            instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
+            ..Catalog::default()
+        };
         if !file.catalog.engines.is_empty() {
             for (index, engine) in file.catalog.engines.iter().enumerate() {
                 let path = FieldPath::of(&["catalog", "engines"]).index(index);
@@ -771,11 +821,11 @@ mod tests {
     use super::*;
 
     fn with(members: Value) -> Result<Policy, PolicyError> {
+        let Value::Object(members) = members else {
+            panic!("members")
+        };
         let mut document = json!({"apiVersion": API_VERSION, "kind": "Policy"});
-        document
-            .as_object_mut()
-            .unwrap()
-            .extend(members.as_object().unwrap().clone());
+        document.as_object_mut().unwrap().extend(members);
         Policy::from_document(&document)
     }
 
@@ -832,6 +882,20 @@ mod tests {
         assert_eq!(policy.queue_for("team-b"), Some("teams"));
         assert_eq!(policy.queue_for("other"), Some("rest"));
         assert_eq!(with(json!({})).unwrap().queue_for("team-a"), None);
+    }
+
+    #[test]
+    fn a_bare_off_is_off_and_not_a_boolean() {
+        let rule = RULES[0];
+        for level in [json!("off"), json!(false)] {
+            let policy = with(json!({"rules": {rule.id: {"level": level}}})).unwrap();
+            assert_eq!(policy.settings[rule.id].level, RuleLevel::Off);
+        }
+        for level in [json!("loud"), json!(true), json!(1)] {
+            let (path, message) = error(json!({"rules": {rule.id: {"level": level}}}));
+            assert_eq!(path, format!("rules.{}.level", rule.id));
+            assert!(message.contains("deny, warn, audit or off"), "{message}");
+        }
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub fn of_field(
 /// on CREATE without evidence too (a presumed block, a key that was absent); see
 /// [`carry_over_proven`] for the others.
 pub fn carry_over(subject: &Subject, path: &[&str], fill: &Value, default: Option<&Value>) -> bool {
-    restores(subject, path, fill, default) && !names(subject.old.as_deref(), path, false)
+    restores(subject, path, fill, default) && !old_named(subject, path).unwrap_or(false)
 }
 
 /// Like [`carry_over`], for a lone value that is filled on CREATE only with evidence that nobody
@@ -111,14 +111,17 @@ pub fn carry_over_proven(
     fill: &Value,
     default: Option<&Value>,
 ) -> bool {
-    restores(subject, path, fill, default) && !names(subject.old.as_deref(), path, true)
+    restores(subject, path, fill, default) && !old_named(subject, path).unwrap_or(true)
 }
 
-/// Whether the manifest behind an object names the field; `otherwise` where nothing tells.
-fn names(object: Option<&Value>, path: &[&str], otherwise: bool) -> bool {
-    object
-        .and_then(|object| Evidence::of(object).names(object, path))
-        .unwrap_or(otherwise)
+/// Whether the manifest behind an object names the field: what server-side appliers own, else the
+/// document of client-side apply. `None` where nothing tells.
+pub fn was_named(object: &Value, path: &[&str]) -> Option<bool> {
+    Evidence::of(object).names(object, path)
+}
+
+fn old_named(subject: &Subject, path: &[&str]) -> Option<bool> {
+    was_named(subject.old.as_deref()?, path)
 }
 
 fn restores(subject: &Subject, path: &[&str], fill: &Value, default: Option<&Value>) -> bool {
@@ -156,7 +159,7 @@ fn on_create(
     if !has_default(now, default) {
         return Provenance::Explicit;
     }
-    match Evidence::of(object).names(object, path) {
+    match was_named(object, path) {
         Some(true) => Provenance::Explicit,
         Some(false) => Provenance::Defaulted,
         None if block.is_some_and(|block| block.is_whole_in(object)) => Provenance::Presumed,
@@ -213,7 +216,7 @@ fn on_update(
             let bare = (document.is_none() && earlier.is_some())
                 || (written(old, &["metadata", "uid"]).is_some()
                     && written(new, &["metadata", "uid"]).is_none());
-            if bare && Evidence::of(old).names(old, path) == Some(false) {
+            if bare && was_named(old, path) == Some(false) {
                 Provenance::Presumed
             } else {
                 Provenance::Explicit
@@ -391,7 +394,7 @@ fn names_item(key: &str, index: &str, item: &Value) -> bool {
 }
 
 /// The document that client-side apply kept, where it speaks of this very object.
-fn last_applied(object: &Value) -> Option<Value> {
+pub fn last_applied(object: &Value) -> Option<Value> {
     let text = metadata_text(object, "annotations", LAST_APPLIED)?;
     let document: Value = serde_json::from_str(text).ok()?;
     // A manifest that was copied from another object brings that one's annotation along.

@@ -53,10 +53,10 @@ pub enum Skip {
     Subresource,
     /// No rule speaks of its kind.
     Kind,
-    /// Nothing that a rule reads has changed.
-    Unchanged,
     /// A controller made it from an object that is judged itself.
     Child,
+    /// Nothing that a rule reads has changed.
+    Unchanged,
 }
 
 /// Reviews an object. Pure: the same arguments give the same answer.
@@ -65,7 +65,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         return Review::skipped(why);
     }
     let parent = parent_of(subject, Controllers::builtin());
-    if matches!(parent, Parent::Judged(_)) {
+    if let Parent::Judged(_) = parent {
         return Review::skipped(Skip::Child);
     }
     let is_child = matches!(parent, Parent::Unjudged(_));
@@ -103,7 +103,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
                 ratchet(&mut found, &check(rule, policy, facts, old, now));
             }
             if is_child {
-                // Its controller would write it again for ever.
+                // Refusing what a controller writes would only make it try again for ever.
                 for finding in &mut found {
                     finding.level = finding.level.min(Level::Warn);
                 }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub mod duration;
+pub mod gpu;
 pub mod hpa;
+pub mod node_pool;
 pub mod pod_template;
 pub mod quantity;
+pub mod requirement;
 pub mod scaled_object;
 pub mod workload;
 

@@ -3,16 +3,23 @@
 use serde_json::Value;
 
 use super::{
-    Name,
+    Class, Name,
     sources::{Shape, Source},
 };
 use crate::{
     catalog::metrics::{Meaning, MetricCatalog},
-    subject::{ROLE_LABEL, Subject, hpa::SourceType, scaled_object::Trigger},
+    facts::Facts,
+    subject::{
+        ROLE_LABEL, Subject, at, group_of, hpa::SourceType, metadata_text, scaled_object::Trigger,
+    },
 };
 
 /// The engine whose metrics are named where nothing tells another one.
 const DEFAULT_ENGINE: &str = "vLLM";
+
+/// vLLM's KV-cache gauge, and what it was called before 0.9.
+const VLLM_CACHE: &str = "vllm:kv_cache_usage_perc";
+const VLLM_CACHE_BEFORE: &str = "vllm:gpu_cache_usage_perc";
 
 /// Where Prometheus stands where the object does not say.
 const PROMETHEUS: &str = "http://prometheus.monitoring.svc:9090";
@@ -48,34 +55,33 @@ pub(super) struct Advice<'a> {
     cache: &'a str,
     /// What the autoscaler reads already, by identity.
     read: Vec<&'a str>,
+    /// Whether the adapter of this cluster spells engines' metrics without their colon.
+    underscores: bool,
 }
 
 impl<'a> Advice<'a> {
     pub(super) fn new(
         catalog: &'a MetricCatalog,
+        facts: &Facts,
         subject: &'a Subject,
         sources: &'a [Source],
     ) -> Self {
         let signals = || sources.iter().flat_map(|source| &source.signals);
-        let target = subject
-            .at(&["spec", "scaleTargetRef", "name"])
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        // An engine's own metric beside the wrong one tells most, then the name of the target.
+        let target = target(facts, subject);
+        let images: Vec<&str> = target.map(images).unwrap_or_default();
+        // An engine's own metric beside the wrong one tells most, then what the target runs, then
+        // what things are called.
         let engine = signals()
-            .filter(|signal| signal.class == super::Class::Serving)
+            .filter(|signal| signal.class == Class::Serving)
             .map(|signal| signal.exporter.as_str())
             .find(|exporter| ENGINES.iter().any(|(_, engine)| engine == exporter))
+            .or_else(|| engine_in(&images))
             .or_else(|| {
-                let words: Vec<String> = [target, subject.name.as_str()]
-                    .iter()
-                    .flat_map(|name| Name::new(name).words().to_vec())
-                    .collect();
-                let named = |word: &str| words.iter().any(|given| given == word);
-                ENGINES
-                    .iter()
-                    .find(|(word, _)| named(word))
-                    .map(|(_, engine)| *engine)
+                let named = subject.at(&["spec", "scaleTargetRef", "name"]);
+                engine_in(&[
+                    named.and_then(Value::as_str).unwrap_or_default(),
+                    &subject.name,
+                ])
             })
             .unwrap_or(DEFAULT_ENGINE);
         let metric = |meaning| {
@@ -85,16 +91,34 @@ impl<'a> Advice<'a> {
                 .or_else(|| catalog.recommend(DEFAULT_ENGINE, meaning))
                 .unwrap_or_default()
         };
+        let cache = match metric(Meaning::KvUse) {
+            VLLM_CACHE if images.iter().any(|image| is_vllm_before_0_9(image)) => VLLM_CACHE_BEFORE,
+            cache => cache,
+        };
+        let of_target = |key: &str| {
+            let target = target?;
+            metadata_text(target, "labels", key)
+                .or_else(|| at(target, &["spec", "template", "metadata", "labels", key])?.as_str())
+        };
+        let role = subject.label(ROLE_LABEL).or_else(|| of_target(ROLE_LABEL));
+        let without_colon = |source: &Source| {
+            matches!(source.shape, Shape::Metric(_))
+                && source
+                    .signals
+                    .iter()
+                    .any(|signal| signal.exporter == engine && !signal.name.contains(':'))
+        };
         Self {
             subject,
-            role: match subject.label(ROLE_LABEL) {
+            role: match role {
                 Some("prefill") => Role::Prefill,
                 Some("decode") => Role::Decode,
                 _ => Role::Both,
             },
             queue: metric(Meaning::QueueDepth),
-            cache: metric(Meaning::KvUse),
+            cache,
             read: signals().map(|signal| signal.identity.as_str()).collect(),
+            underscores: sources.iter().any(without_colon),
         }
     }
 
@@ -130,13 +154,18 @@ impl<'a> Advice<'a> {
         };
         let share = *metric == self.cache && *metric != self.queue;
         match &source.shape {
+            Shape::Metric(kind) if self.underscores => {
+                hpa_block(*kind, &source.value, &metric.replace(':', "_"), share)
+            }
             Shape::Metric(kind) => hpa_block(*kind, &source.value, metric, share),
             Shape::Trigger(trigger) => self.trigger_block(trigger, metric, share),
         }
     }
 
     fn trigger_block(&self, trigger: &Trigger, metric: &str, share: bool) -> String {
+        // What it takes to reach the same Prometheus.
         const KEPT: &[&str] = &[
+            "serverAddress",
             "namespace",
             "authModes",
             "customHeaders",
@@ -144,51 +173,96 @@ impl<'a> Advice<'a> {
             "awsRegion",
         ];
         let prometheus = trigger.kind == "prometheus";
-        let mut out = String::from("- type: prometheus\n");
+        let mut lines = vec!["- type: prometheus".to_owned()];
         if let Some(name) = &trigger.name {
-            out.push_str(&format!("  name: {}\n", scalar(name)));
+            lines.push(format!("  name: {}", scalar(name)));
         }
-        out.push_str("  metadata:\n");
-        let server = trigger
-            .get("serverAddress")
+        lines.push("  metadata:".to_owned());
+        let kept = KEPT
+            .iter()
             .filter(|_| prometheus)
-            .unwrap_or(PROMETHEUS);
-        out.push_str(&format!("    serverAddress: {}\n", scalar(server)));
-        for key in KEPT.iter().filter(|_| prometheus) {
-            if let Some(value) = trigger.get(key) {
-                out.push_str(&format!("    {key}: {}\n", scalar(value)));
-            }
+            .filter_map(|key| Some((key, trigger.get(key)?)));
+        lines.extend(kept.map(|(key, value)| format!("    {key}: {}", scalar(value))));
+        if !prometheus || trigger.get("serverAddress").is_none() {
+            lines.push(format!("    serverAddress: {PROMETHEUS}"));
         }
         let selector = match &self.subject.namespace {
             Some(namespace) => format!("{metric}{{namespace=\"{namespace}\"}}"),
             None => metric.to_owned(),
         };
-        let (query, threshold) = if share {
-            (format!("avg({selector})"), "0.8")
-        } else {
-            (format!("sum({selector})"), "5")
-        };
-        out.push_str(&format!(
-            "    query: {}\n    threshold: \"{threshold}\"\n",
-            scalar(&query)
+        let (aggregate, threshold) = if share { ("avg", "0.8") } else { ("sum", "5") };
+        lines.push(format!(
+            "    query: {}",
+            scalar(&format!("{aggregate}({selector})"))
         ));
+        lines.push(format!("    threshold: \"{threshold}\""));
         let reference = trigger.authentication.as_ref().filter(|_| prometheus);
-        for (position, (key, value)) in reference
+        if let Some(members) = reference
             .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-            .enumerate()
+            .filter(|it| !it.is_empty())
         {
-            if position == 0 {
-                out.push_str("  authenticationRef:\n");
-            }
-            out.push_str(&format!(
-                "    {key}: {}\n",
-                scalar(value.as_str().unwrap_or_default())
-            ));
+            lines.push("  authenticationRef:".to_owned());
+            lines.extend(
+                members
+                    .iter()
+                    .filter_map(|(key, value)| Some((key, value.as_str()?)))
+                    .map(|(key, value)| format!("    {key}: {}", scalar(value))),
+            );
         }
-        out
+        lines.push(String::new());
+        lines.join("\n")
     }
+}
+
+/// The workload that an autoscaler scales, where it is known.
+fn target<'f>(facts: &'f Facts, subject: &Subject) -> Option<&'f Value> {
+    let text = |key: &str| {
+        subject
+            .at(&["spec", "scaleTargetRef", key])
+            .and_then(Value::as_str)
+    };
+    // KEDA takes a Deployment where nothing else is said.
+    let group = group_of(text("apiVersion").unwrap_or("apps/v1"));
+    let kind = text("kind").unwrap_or("Deployment");
+    facts
+        .object(group, kind, subject.namespace.as_deref(), text("name")?)
+        .present()
+}
+
+/// The images of a workload's containers.
+fn images(workload: &Value) -> Vec<&str> {
+    at(workload, &["spec", "template", "spec", "containers"])
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|container| container.get("image")?.as_str())
+        .collect()
+}
+
+/// The engine that one of these names or images speaks of.
+fn engine_in(names: &[&str]) -> Option<&'static str> {
+    let texts: Vec<Name> = names.iter().map(|text| Name::new(text)).collect();
+    let spoken = |word: &str| {
+        texts
+            .iter()
+            .any(|text| text.words().iter().any(|it| it == word))
+    };
+    let (_, engine) = ENGINES.iter().find(|(word, _)| spoken(word))?;
+    Some(engine)
+}
+
+/// Whether an image is of a vLLM that called its KV-cache gauge by its old name.
+fn is_vllm_before_0_9(image: &str) -> bool {
+    let minor = image
+        .rsplit_once(':')
+        .and_then(|(_, tag)| tag.trim_start_matches('v').strip_prefix("0."))
+        .and_then(|rest| {
+            rest.split(|c: char| !c.is_ascii_digit())
+                .next()?
+                .parse::<u32>()
+                .ok()
+        });
+    image.contains("vllm") && minor.is_some_and(|minor| minor < 9)
 }
 
 /// A metric of autoscaling/v2, spelled for the adapter that served the old one.
@@ -229,5 +303,166 @@ fn scalar(text: &str) -> String {
         Value::from(text).to_string()
     } else {
         format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::signal::sources::sources;
+
+    /// The block for the first source of an object, and the remedy, in a world of documents.
+    fn advise(subject: &Value, world: &[Value]) -> (String, String) {
+        let catalog = MetricCatalog::builtin();
+        let world: Vec<Arc<Value>> = world.iter().cloned().map(Arc::new).collect();
+        let facts = Facts::from_documents(&world);
+        let subject = Subject::from_manifest(Arc::new(subject.clone())).unwrap();
+        let sources = sources(catalog, &subject);
+        let advice = Advice::new(catalog, &facts, &subject, &sources);
+        (advice.instead(&sources[0]), advice.remedy())
+    }
+
+    fn hpa(metrics: &[&str], labels: &Value) -> Value {
+        let metrics: Vec<Value> = metrics
+            .iter()
+            .map(|name| json!({"type": "Pods", "pods": {"metric": {"name": name}}}))
+            .collect();
+        json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "chat", "namespace": "a", "labels": labels},
+            "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+                "metrics": metrics},
+        })
+    }
+
+    fn deployment(image: &str, labels: &Value) -> Value {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "chat", "namespace": "a"},
+            "spec": {"template": {"metadata": {"labels": labels},
+                "spec": {"containers": [{"image": image}]}}}})
+    }
+
+    /// The metric that a block names.
+    fn metric(block: &str) -> String {
+        let block: Value = serde_saphyr::from_str(block).unwrap();
+        let at = |pointer: &str| block.pointer(pointer).and_then(Value::as_str);
+        at("/0/pods/metric/name")
+            .or(at("/0/external/metric/name"))
+            .unwrap()
+            .to_owned()
+    }
+
+    #[test]
+    fn the_role_picks_the_signal() {
+        let of = |role: &str| advise(&hpa(&["gpu_util"], &json!({ROLE_LABEL: role})), &[]);
+        assert_eq!(metric(&of("prefill").0), "vllm:num_requests_waiting");
+        assert_eq!(metric(&of("decode").0), "vllm:kv_cache_usage_perc");
+        assert!(of("decode").1.contains("KV-cache") && !of("decode").1.contains("queue"));
+        let both = advise(&hpa(&["gpu_util"], &json!({})), &[]);
+        assert!(both.1.contains("goodput or TTFT"), "{}", both.1);
+        let target = deployment("x", &json!({ROLE_LABEL: "decode"}));
+        assert_eq!(
+            metric(&advise(&hpa(&["gpu_util"], &json!({})), &[target]).0),
+            "vllm:kv_cache_usage_perc",
+            "the target's own label counts as well"
+        );
+    }
+
+    #[test]
+    fn the_engine_of_the_target_gives_the_names() {
+        for (image, queue, cache) in [
+            (
+                "vllm/vllm-openai:v0.11.0",
+                "vllm:num_requests_waiting",
+                "vllm:kv_cache_usage_perc",
+            ),
+            (
+                "vllm/vllm-openai:v0.8.5",
+                "vllm:num_requests_waiting",
+                "vllm:gpu_cache_usage_perc",
+            ),
+            (
+                "lmsysorg/sglang:v0.5.0",
+                "sglang:num_queue_reqs",
+                "sglang:token_usage",
+            ),
+            (
+                "ghcr.io/example/tgi:3",
+                "tgi_queue_size",
+                "tgi_batch_current_size",
+            ),
+            (
+                "openmmlab/lmdeploy:v0.9",
+                "lmdeploy:num_requests_waiting",
+                "lmdeploy:gpu_cache_usage_perc",
+            ),
+        ] {
+            let world = [deployment(image, &json!({}))];
+            let of = |role: &str| {
+                metric(&advise(&hpa(&["gpu_util"], &json!({ROLE_LABEL: role})), &world).0)
+            };
+            assert_eq!(
+                (of("prefill").as_str(), of("decode").as_str()),
+                (queue, cache),
+                "{image}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_read_already_is_not_advised_again() {
+        let labels = json!({});
+        let beside = |others: &[&str]| {
+            let all: Vec<&str> = [&["gpu_util"], others].concat();
+            advise(&hpa(&all, &labels), &[]).0
+        };
+        assert_eq!(
+            metric(&beside(&["sglang:num_queue_reqs"])),
+            "sglang:token_usage"
+        );
+        assert_eq!(
+            metric(&beside(&["vllm_num_requests_waiting"])),
+            "vllm_kv_cache_usage_perc",
+            "as the adapter spells it"
+        );
+        let both = beside(&["vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"]);
+        assert!(both.starts_with("# leave it out"), "{both}");
+    }
+
+    #[test]
+    fn an_hpa_block_keeps_the_adapter() {
+        let piped = "prometheus.googleapis.com|DCGM_FI_DEV_GPU_UTIL|gauge";
+        let (block, _) = advise(&hpa(&[piped], &json!({})), &[]);
+        assert_eq!(
+            metric(&block),
+            "prometheus.googleapis.com|vllm:num_requests_waiting|gauge"
+        );
+    }
+
+    #[test]
+    fn a_trigger_block_keeps_what_reaches_prometheus() {
+        let subject = json!({
+            "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+            "metadata": {"name": "chat", "namespace": "team's"},
+            "spec": {"triggers": [{
+                "type": "prometheus", "name": "no", "authenticationRef": {"name": "token"},
+                "metadata": {"serverAddress": "https://prom.example:9090/a?b=c", "authModes": "bearer",
+                    "query": "avg(DCGM_FI_DEV_GPU_UTIL)", "threshold": "70"},
+            }]},
+        });
+        let (block, _) = advise(&subject, &[]);
+        let block: Value = serde_saphyr::from_str(&block).unwrap();
+        assert_eq!(
+            block,
+            json!([{
+                "type": "prometheus", "name": "no", "authenticationRef": {"name": "token"},
+                "metadata": {"serverAddress": "https://prom.example:9090/a?b=c", "authModes": "bearer",
+                    "query": "sum(vllm:num_requests_waiting{namespace=\"team's\"})", "threshold": "5"},
+            }])
+        );
     }
 }

@@ -35,7 +35,7 @@ pub enum Dialect {
 
 /// What a query of another language reads.
 pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str) -> Vec<Signal> {
-    let named = |text: &str, functions: &[String]| {
+    let signal = |text: &str, functions: &[String]| {
         classify_name(catalog, text, &[]).doubted(
             functions
                 .iter()
@@ -68,7 +68,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 aggregated
                     .into_iter()
                     .chain(names)
-                    .map(|word| named(&word.text, &[])),
+                    .map(|word| signal(&word.text, &[])),
             );
         }
         Dialect::Nrql | Dialect::Words => {
@@ -77,7 +77,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                     continue;
                 }
                 match word.quote {
-                    None | Some('`') => out.push(named(&word.text, &word.functions)),
+                    None | Some('`') => out.push(signal(&word.text, &word.functions)),
                     Some(_) => out.extend(loose(catalog, &word.text)),
                 }
             }
@@ -88,7 +88,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 let names = select
                     .iter()
                     .filter(|word| word.quote != Some('\'') && !word.is_call);
-                out.extend(names.map(|word| named(&word.text, &word.functions)));
+                out.extend(names.map(|word| signal(&word.text, &word.functions)));
             } else {
                 // SEARCH('{…} MetricName="name"', …) and METRICS(): the words of the search.
                 for word in words.iter().filter(|word| word.is_quoted()) {
@@ -105,7 +105,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                         by_name
                             .into_iter()
                             .chain(rest)
-                            .map(|word| named(&word.text, &[])),
+                            .map(|word| signal(&word.text, &[])),
                     );
                 }
             }
@@ -114,7 +114,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
             let names: Vec<_> = words
                 .iter()
                 .filter(|word| word.is_quoted() && word.subject == "metric.type")
-                .map(|word| named(&word.text, &[]))
+                .map(|word| signal(&word.text, &[]))
                 .collect();
             if names.is_empty() {
                 out.push(Signal::opaque(query));
@@ -127,7 +127,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 words
                     .iter()
                     .filter(metric)
-                    .map(|word| named(&word.text, &[])),
+                    .map(|word| signal(&word.text, &[])),
             );
             out.extend(
                 words
@@ -140,7 +140,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
             for word in words {
                 let compared = matches!(word.subject.as_str(), "r._measurement" | "r._field");
                 if compared && word.is_quoted() {
-                    out.push(named(&word.text, &word.functions));
+                    out.push(signal(&word.text, &word.functions));
                 } else if !has_select(query) {
                     out.extend(loose(catalog, &word.text));
                 }
@@ -150,7 +150,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 let names = select
                     .iter()
                     .filter(|word| word.quote != Some('\'') && !word.is_call);
-                out.extend(names.map(|word| named(&word.text, &word.functions)));
+                out.extend(names.map(|word| signal(&word.text, &word.functions)));
             }
         }
         Dialect::SignalFlow => {
@@ -160,7 +160,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                     .last()
                     .is_some_and(|function| function == "data");
                 if data && word.is_quoted() && word.before == "(" {
-                    out.push(named(&word.text, &[]));
+                    out.push(signal(&word.text, &[]));
                 } else {
                     out.extend(loose(catalog, &word.text));
                 }
@@ -361,7 +361,7 @@ fn outline(query: &str) -> Vec<Word> {
             }
             if is_call && functions.len() < 32 {
                 functions.push(text.to_owned());
-                before = "(".to_owned();
+                "(".clone_into(&mut before);
                 rest = after.trim_start().strip_prefix('(').unwrap_or(after);
             } else {
                 rest = after;
@@ -386,12 +386,12 @@ fn outline(query: &str) -> Vec<Word> {
                 if functions.len() < 32 {
                     functions.push(String::new());
                 }
-                before = "(".to_owned();
+                "(".clone_into(&mut before);
                 after
             }
             ')' => {
                 functions.pop();
-                before = ")".to_owned();
+                ")".clone_into(&mut before);
                 after
             }
             _ if c.is_whitespace() => after,

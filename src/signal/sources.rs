@@ -230,17 +230,20 @@ pub(crate) fn report<P>(
 ) {
     let catalog = cx.policy.catalog().metrics();
     let sources = sources(catalog, cx.subject);
+    let advice = advice::Advice::new(catalog, cx.facts, cx.subject, &sources);
     for source in &sources {
         for signal in source.signals.iter().filter(|signal| wanted(signal.class)) {
             // Counting series that cannot be told is counting all the same.
             if signal.class == Class::Opaque && signal.doubt.is_some_and(Doubt::spares) {
                 continue;
             }
-            let advice = advice::Advice::new(catalog, cx.subject, &sources);
             let message = message(source, signal, why(signal), &advice);
             let finding = Finding::new(source.path.clone(), message)
                 .value(shortened(&source.value, LONGEST_VALUE))
-                .instead(advice.instead(source))
+                .instead(match signal.doubt {
+                    Some(Doubt::Counted | Doubt::Inert) => String::new(),
+                    _ => advice.instead(source),
+                })
                 .fingerprint(format!("{}:{}", source.scope(), signal.identity))
                 .severity(if signal.is_refused() { 2 } else { 1 });
             if signal.is_refused() {
@@ -291,5 +294,239 @@ fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        facts::Facts,
+        finding::Verdict,
+        policy::Policy,
+        review::{Skip, review},
+        subject::{Door, Operation},
+    };
+
+    fn subject(value: &Value) -> Subject {
+        Subject::from_manifest(Arc::new(value.clone())).unwrap()
+    }
+
+    fn hpa(metrics: &[&str]) -> Value {
+        let metrics: Vec<Value> = metrics
+            .iter()
+            .map(|name| json!({"type": "Pods", "pods": {"metric": {"name": name}}}))
+            .collect();
+        json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "chat", "namespace": "a"}, "spec": {"metrics": metrics}})
+    }
+
+    fn prometheus(queries: &[&str]) -> Value {
+        let triggers: Vec<Value> = queries
+            .iter()
+            .map(|query| json!({"type": "prometheus", "metadata": {"query": query}}))
+            .collect();
+        json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+            "metadata": {"name": "chat", "namespace": "a"}, "spec": {"triggers": triggers}})
+    }
+
+    fn external(metadata: &Value) -> Vec<(Class, String)> {
+        let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+            "spec": {"triggers": [{"type": "external", "metadata": metadata}]}});
+        sources(MetricCatalog::builtin(), &subject(&value))
+            .iter()
+            .flat_map(|source| {
+                source
+                    .signals
+                    .iter()
+                    .map(|signal| (signal.class, source.path.to_string()))
+            })
+            .filter(|(class, _)| *class != Class::Neutral)
+            .collect()
+    }
+
+    fn update(old: &Value, new: &Value) -> Verdict {
+        let update = Subject {
+            old: Some(Arc::new(old.clone())),
+            door: Door::Validate,
+            operation: Operation::Update,
+            ..subject(new)
+        };
+        review(
+            &Policy::default(),
+            &Facts::unknown(),
+            &update,
+            Timestamp::UNIX_EPOCH,
+        )
+        .verdict()
+    }
+
+    #[test]
+    fn an_update_is_denied_for_what_it_adds_and_not_for_what_was_there() {
+        let (gpu, fb, queue) = ("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "vllm:queue");
+        assert_eq!(
+            update(&hpa(&[gpu, queue]), &hpa(&[queue, gpu])),
+            Verdict::Warn,
+            "moved"
+        );
+        assert_eq!(
+            update(&hpa(&[gpu, fb]), &hpa(&[gpu])),
+            Verdict::Warn,
+            "one less"
+        );
+        assert_eq!(
+            update(&hpa(&[gpu]), &hpa(&["dcgm_fi_dev_gpu_util"])),
+            Verdict::Warn,
+            "respelled"
+        );
+        assert_eq!(
+            update(&hpa(&[gpu]), &hpa(&[gpu, fb])),
+            Verdict::Deny,
+            "one more"
+        );
+        assert_eq!(
+            update(&hpa(&[gpu]), &hpa(&[queue])),
+            Verdict::Allow,
+            "mended"
+        );
+    }
+
+    #[test]
+    fn an_update_within_a_query_goes_by_the_series() {
+        let old = "sum(a) / count(DCGM_FI_DEV_GPU_UTIL)";
+        let used = "sum(a) / avg(DCGM_FI_DEV_GPU_UTIL)";
+        assert_eq!(
+            update(&prometheus(&[old]), &prometheus(&[used])),
+            Verdict::Deny,
+            "now used"
+        );
+        assert_eq!(
+            update(&prometheus(&[used]), &prometheus(&[old])),
+            Verdict::Warn
+        );
+        let other = "max(DCGM_FI_DEV_GPU_UTIL{pod=\"x\"})";
+        assert_eq!(
+            update(&prometheus(&[used]), &prometheus(&[other])),
+            Verdict::Warn
+        );
+        let more = "avg(DCGM_FI_DEV_GPU_UTIL) + avg(DCGM_FI_DEV_POWER_USAGE)";
+        assert_eq!(
+            update(&prometheus(&[used]), &prometheus(&[more])),
+            Verdict::Deny
+        );
+    }
+
+    #[test]
+    fn a_controller_that_writes_only_metadata_is_not_asked() {
+        let old = hpa(&["DCGM_FI_DEV_GPU_UTIL"]);
+        let mut new = old.clone();
+        new["metadata"]["finalizers"] = json!(["finalizer.keda.sh"]);
+        let update = Subject {
+            old: Some(Arc::new(old)),
+            operation: Operation::Update,
+            ..subject(&new)
+        };
+        let answer = review(
+            &Policy::default(),
+            &Facts::unknown(),
+            &update,
+            Timestamp::UNIX_EPOCH,
+        );
+        assert_eq!(answer.skipped, Some(Skip::Unchanged));
+    }
+
+    #[test]
+    fn a_known_scaler_is_read_by_its_own_precedence() {
+        let at = |key: &str| format!("spec.triggers[0].metadata{key}");
+        let address = "keda-gpu-scaler.keda.svc:6000";
+        let of = |metadata: Value| {
+            let mut all = json!({"scalerAddress": address});
+            all.as_object_mut()
+                .unwrap()
+                .extend(metadata.as_object().unwrap().clone());
+            external(&all)
+        };
+        assert_eq!(of(json!({})), [(Class::Utilization, at(""))]);
+        assert_eq!(
+            of(json!({"profile": "ollama"})),
+            [(Class::Memory, at(".profile"))]
+        );
+        assert_eq!(
+            of(json!({"profile": "ollama", "metricType": "vllm_queue_depth"})),
+            [(Class::Serving, at(".metricType"))]
+        );
+        assert_eq!(
+            of(json!({"metricType": "vllm_queue_depth", "targetGpuUtilization": "1"})),
+            [(Class::Utilization, at(".targetGpuUtilization"))]
+        );
+        assert_eq!(
+            of(json!({"targetMemoryUtilization": "1", "targetGpuUtilization": "1"})),
+            [(Class::Memory, at(".targetMemoryUtilization"))]
+        );
+        assert_eq!(
+            of(json!({"profile": "new"})),
+            [(Class::Opaque, at(".profile"))]
+        );
+    }
+
+    #[test]
+    fn an_unknown_scaler_is_read_by_words() {
+        let at = |key: &str| format!("spec.triggers[0].metadata.{key}");
+        assert_eq!(
+            external(&json!({"scalerAddress": "x:1", "gpuUtilizationTarget": "80"})),
+            [(Class::Utilization, at("gpuUtilizationTarget"))]
+        );
+        assert_eq!(
+            external(&json!({"scalerAddress": "x:1", "metric": "gpu_memory_used"})),
+            [(Class::Memory, at("metric"))]
+        );
+        assert_eq!(
+            external(&json!({"scalerAddress": "gpu-util:1", "gpuType": "h100"})),
+            []
+        );
+        assert_eq!(external(&json!({"url": "http://gpu-util:1/metrics"})), []);
+    }
+
+    #[test]
+    fn host_resources_are_told_apart_for_other_rules() {
+        let value = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "spec": {"metrics": [
+            {"type": "Resource", "resource": {"name": "memory"}},
+            {"type": "Resource", "resource": {"name": "nvidia.com/mig-1g.5gb"}},
+            {"type": "Resource", "resource": {"name": "nvidia.com/gpumem"}},
+            {"type": "Resource", "resource": {"name": "ephemeral-storage"}},
+        ]}});
+        let classes: Vec<Class> = sources(MetricCatalog::builtin(), &subject(&value))
+            .iter()
+            .flat_map(|source| source.signals.iter().map(|signal| signal.class))
+            .collect();
+        assert_eq!(
+            classes,
+            [
+                Class::Host,
+                Class::Utilization,
+                Class::Memory,
+                Class::Neutral
+            ]
+        );
+    }
+
+    #[test]
+    fn a_long_value_is_not_repeated_whole() {
+        let query = format!("avg(DCGM_FI_DEV_GPU_UTIL{{a=\"{}\"}})", "é".repeat(4_000));
+        let subject = subject(&prometheus(&[&query]));
+        let answer = review(
+            &Policy::default(),
+            &Facts::unknown(),
+            &subject,
+            Timestamp::UNIX_EPOCH,
+        );
+        let value = answer.findings[0].value.as_ref().unwrap().as_str().unwrap();
+        assert_eq!(value.chars().count(), LONGEST_VALUE + 1);
     }
 }

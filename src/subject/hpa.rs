@@ -193,6 +193,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value)] // json!() is an expression
     fn hpa(version: &str, metadata: Value, spec: Value) -> Vec<MetricSource> {
         let value = json!({
             "apiVersion": format!("autoscaling/{version}"),

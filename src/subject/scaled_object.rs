@@ -329,11 +329,6 @@ fn foreign(trigger: &Trigger, out: &mut Vec<Reading>) {
         "profile",
         "measure",
         "series",
-        "value",
-        "type",
-        "target",
-        "resource",
-        "name",
     ];
     for (key, text) in &trigger.metadata {
         if NOT_A_SIGNAL.contains(&key.as_str()) {
@@ -370,11 +365,13 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value)] // json!() is an expression
     fn all(spec: Value) -> Vec<Trigger> {
         let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "spec": spec});
         triggers(&Subject::from_manifest(Arc::new(value)).unwrap())
     }
 
+    #[allow(clippy::needless_pass_by_value)] // json!() is an expression
     fn read(kind: &str, metadata: Value) -> Vec<(Option<String>, String, How)> {
         all(json!({"triggers": [{"type": kind, "metadata": metadata}]}))
             .iter()

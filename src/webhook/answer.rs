@@ -13,6 +13,7 @@ use crate::{
     review::Review,
     rules,
     subject::{Door, Subject},
+    text::{cut, shown, wrap},
 };
 
 /// The API server cuts a warning here (k8s.io/apiserver, filters/warning.go).
@@ -116,7 +117,8 @@ pub fn message(review: &Review) -> String {
         if let Some(value) = &finding.value {
             let _ = write!(text, " is {}", shown(value));
         }
-        let _ = write!(text, "\n  why: {}", finding.message);
+        let why = wrap(&finding.message).replace('\n', "\n       ");
+        let _ = write!(text, "\n  why: {why}");
         if !finding.instead.is_empty() {
             text.push_str("\n  write instead:");
             for line in finding.instead.lines() {
@@ -129,23 +131,6 @@ pub fn message(review: &Review) -> String {
         }
     }
     text
-}
-
-/// A value in one line, cut where it would flood a terminal.
-pub fn shown(value: &Value) -> String {
-    const LIMIT: usize = 160;
-    cut(&value.to_string(), LIMIT)
-}
-
-/// The text, or its beginning and an ellipsis, in at most `limit` characters.
-fn cut(text: &str, limit: usize) -> String {
-    if text.chars().count() <= limit {
-        return text.to_owned();
-    }
-    text.chars()
-        .take(limit.saturating_sub(1))
-        .chain(['…'])
-        .collect()
 }
 
 /// One line for each thing that whoever writes the object should know.

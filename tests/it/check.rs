@@ -97,7 +97,7 @@ fn the_json_holds_what_it_promises() {
         (&result["file"], &result["document"], &result["item"]),
         (&"all.yaml".into(), &1.into(), &0.into())
     );
-    assert_eq!(result["line"], 8);
+    assert_eq!(result["line"], 9);
     assert_eq!(result["object"]["kind"], "HorizontalPodAutoscaler");
     assert_eq!(result["object"]["namespace"], "inference");
     assert_eq!(result["verdict"], "deny");

@@ -278,7 +278,13 @@ fn what_is_right_passes_and_cannot_be_made_wrong_later() -> Result<()> {
                 .success()
                 .with_context(|| format!("{client}: {rule}"))?;
             denied_by(&kubectl.replace(&bad.to_string())?, rule);
-            denied_by(&kubectl.apply_server_side(&forced(&bad))?, rule);
+            let forced = [
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "--filename=-",
+            ];
+            denied_by(&kubectl.run(&forced, Some(&bad.to_string()))?, rule);
             let mut patch = json!({"spec": bad["spec"]});
             if let Some(annotations) = bad["metadata"].get("annotations") {
                 patch = json!({"metadata": {"annotations": annotations}});
@@ -288,12 +294,6 @@ fn what_is_right_passes_and_cannot_be_made_wrong_later() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The same manifest; a name for what it is for: taking over fields that another client owns is not
-/// what this is about, so conflicts count as refusals of the API server and not of Gangplank.
-fn forced(object: &Value) -> String {
-    object.to_string()
 }
 
 #[test]
@@ -477,13 +477,15 @@ fn a_silent_grace_period_is_filled_where_silence_is_known() -> Result<()> {
         assert_eq!(at(&first, GRACE), grace, "{client}");
         if client != "create" {
             create(&kubectl, &manifest(&name))?.success()?;
+            let again = kubectl.get(&object)?;
+            assert_eq!(
+                again["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"],
+                "{client}"
+            );
         }
+        // Another client adds its annotation and changes nothing else.
         kubectl.apply(&manifest(&name))?.success()?;
-        let again = kubectl.get(&object)?;
-        assert_eq!(
-            again["metadata"]["generation"], first["metadata"]["generation"],
-            "{client}"
-        );
+        assert_eq!(kubectl.get(&object)?["spec"], first["spec"], "{client}");
     }
     // A fill on UPDATE would restart a running fleet.
     kubectl.create(&manifest("running"))?.success()?;
@@ -712,5 +714,90 @@ fn registering_again_changes_nothing_and_what_was_removed_comes_back() -> Result
         version("validatingwebhookconfiguration")?,
     );
     assert_eq!(before, after);
+    Ok(())
+}
+
+/// Conditions inside the API server decide what is sent. An error in one would refuse the write, so
+/// they have to hold for objects with any optional member absent and for very large ones.
+#[test]
+fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
+    let guarded = guarded()?;
+    let kubectl = guarded.cluster.namespace("conditions")?;
+    let plain = |name: &str| {
+        let mut object = deployment(name, 1, 1, &[]);
+        object["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({});
+        object
+    };
+    let container = |index: usize| json!({"name": format!("c{index}"), "image": "app"});
+    let mut claims = plain("sent-claims");
+    claims["spec"]["template"]["spec"]["resourceClaims"] =
+        json!([{"name": "gpu", "resourceClaimTemplateName": "gpu"}]);
+    let mut init = plain("sent-init");
+    init["spec"]["template"]["spec"]["initContainers"] = json!([
+        {"name": "warm", "image": "app", "resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}},
+    ]);
+    let mut requests = plain("sent-requests");
+    requests["spec"]["template"]["spec"]["containers"] = json!([
+        container(0),
+        {"name": "x", "image": "app", "resources": {"requests": {"amd.com/gpu": 1}, "limits": {"amd.com/gpu": 1}}},
+    ]);
+    let mut many = plain("sent-many");
+    many["spec"]["template"]["spec"]["containers"] = (0..65).map(container).collect();
+    let mut labelled = plain("sent-labelled");
+    labelled["metadata"]["labels"] = json!({"gangplank.dev/model-server": "true"});
+    let mut few = plain("quiet-few");
+    few["spec"]["template"]["spec"]["containers"] = (0..64).map(container).collect();
+    for object in [
+        &claims,
+        &init,
+        &requests,
+        &many,
+        &labelled,
+        &few,
+        &plain("quiet-plain"),
+    ] {
+        kubectl
+            .create(&object.to_string())?
+            .success()
+            .with_context(|| reference(object))?;
+    }
+    let log = guarded.gangplank.log();
+    for name in [
+        "sent-claims",
+        "sent-init",
+        "sent-requests",
+        "sent-many",
+        "sent-labelled",
+    ] {
+        assert!(
+            log.contains(&format!("\"name\":\"{name}\"")),
+            "{name} was not sent"
+        );
+    }
+    assert!(!log.contains("\"name\":\"quiet-"), "{log}");
+    // Updates are looked at as well: new labels, annotations that come and go.
+    kubectl
+        .label("deployment/quiet-plain", "gangplank.dev/model-server=true")?
+        .success()?;
+    kubectl
+        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member=1")?
+        .success()?;
+    kubectl
+        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member-")?
+        .success()?;
+    kubectl
+        .annotate(
+            "deployment/quiet-plain",
+            "exempt.gangplank.dev/gang-scheduling=x",
+        )?
+        .success()?;
+    assert!(guarded.gangplank.log().contains("\"name\":\"quiet-plain\""));
+    // An HPA that says no more than it has to.
+    let bare = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "bare"},
+        "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "llm"}, "maxReplicas": 2},
+    });
+    kubectl.create(&bare.to_string())?.success()?;
     Ok(())
 }

@@ -9,4 +9,5 @@ mod check;
 mod docs;
 mod enforce;
 mod fixtures;
+mod registration;
 mod serve;

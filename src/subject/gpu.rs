@@ -1,0 +1,407 @@
+//! Which machines a NodePool may buy, and whether they hold accelerators: only, perhaps, or not.
+//!
+//! Judged by Karpenter's own requirement algebra over the table of instance types. Names of pools
+//! and node classes are never evidence.
+
+use std::{collections::BTreeSet, fmt::Write};
+
+use super::{
+    node_pool::{NodePool, Row},
+    requirement::{Allowed, Operator, Requirements},
+};
+use crate::catalog::instances::{Device, InstanceCatalog, Level, Machine, Meaning, Provider};
+
+/// The label by which the NVIDIA GPU operator, and people, declare a GPU node
+/// (NVIDIA/gpu-operator, node labels).
+const PRESENT: &str = "nvidia.com/gpu.present";
+
+/// How many values of one requirement are shown.
+const SHOWN: usize = 5;
+
+/// Whether a pool's machines hold accelerators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// All of them.
+    GpuOnly,
+    /// Some may.
+    GpuCapable,
+    /// None.
+    NonGpu,
+}
+
+/// What is known of the machines that a pool may buy.
+#[derive(Clone, Debug)]
+pub struct Judgement<'c> {
+    /// Whether they hold accelerators.
+    pub state: State,
+    /// What that follows from, for people.
+    pub evidence: String,
+    /// Whether something it follows from is only very probable: a taint that declares GPUs, or
+    /// values of which only some are known.
+    pub presumed: bool,
+    /// The sorts of machines with accelerators that remain.
+    pub machines: Vec<Machine<'c>>,
+    /// Whose accelerators those are, by the table's ids.
+    pub vendors: BTreeSet<String>,
+    /// Whether the cloud taints GPU nodes by itself.
+    pub taints_itself: bool,
+}
+
+impl Judgement<'_> {
+    /// The one resource name under which pods ask for the accelerators; none where there may be
+    /// several.
+    pub fn resource<'c>(&self, catalog: &'c InstanceCatalog) -> Option<&'c str> {
+        let mut vendors = self.vendors.iter();
+        match (vendors.next(), vendors.next()) {
+            (Some(vendor), None) => catalog
+                .vendor(vendor)
+                .map(|vendor| vendor.resource.as_str()),
+            _ => None,
+        }
+    }
+
+    /// The resource names under which pods may ask for the accelerators.
+    pub fn resources<'c>(&self, catalog: &'c InstanceCatalog) -> Vec<&'c str> {
+        self.vendors
+            .iter()
+            .filter_map(|vendor| {
+                catalog
+                    .vendor(vendor)
+                    .map(|vendor| vendor.resource.as_str())
+            })
+            .collect()
+    }
+}
+
+/// Judges a pool.
+pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement<'c> {
+    let cloud = pool
+        .node_class_group()
+        .and_then(|group| catalog.provider(group));
+    // Where the node class does not tell the cloud, it may be any that has accelerators.
+    let clouds: Vec<&Provider> = match cloud {
+        Some(cloud) => vec![cloud],
+        None => catalog
+            .providers()
+            .iter()
+            .filter(|one| !one.without_devices)
+            .collect(),
+    };
+    let asked = Asked::of(pool, catalog, &clouds);
+    let mut machines = asked.source(&clouds);
+    machines.retain(|machine| asked.allows(machine, catalog));
+    for (name, _) in pool.limits().filter(|(_, limit)| limit.is_zero_or_less()) {
+        let none_of = catalog.resource(name).filter(|resource| resource.whole);
+        machines.retain(|machine| {
+            none_of.is_none_or(|resource| machine.vendor() != Some(&resource.vendor))
+        });
+    }
+    let plain = machines
+        .iter()
+        .any(|machine| machine.device() == Device::Cpu);
+    machines.retain(|machine| machine.device() != Device::Cpu);
+    let mut vendors: BTreeSet<String> = machines
+        .iter()
+        .filter_map(|machine| machine.vendor().cloned())
+        .collect();
+    let mut evidence = asked.evidence;
+    let mut presumed = asked.partly_known;
+    let state = if machines.is_empty() {
+        State::NonGpu
+    } else if !plain {
+        State::GpuOnly
+    } else if let Some((vendor, declaration)) = declared(pool, catalog, &vendors) {
+        evidence.push(declaration);
+        presumed = true;
+        vendors = BTreeSet::from([vendor]);
+        machines.retain(|machine| machine.vendor().is_some_and(|held| vendors.contains(held)));
+        State::GpuOnly
+    } else {
+        State::GpuCapable
+    };
+    if state == State::GpuOnly && vendors.len() > 1 {
+        // What the pool counts or declares tells which of the vendors is meant.
+        let meant: BTreeSet<String> = pool
+            .limits()
+            .filter(|(_, limit)| !limit.is_zero_or_less())
+            .map(|(name, _)| name)
+            .chain(pool.taints().map(|taint| taint.key))
+            .filter_map(|name| catalog.resource(name))
+            .map(|resource| resource.vendor.clone())
+            .filter(|vendor| vendors.contains(vendor))
+            .collect();
+        if meant.len() == 1 {
+            vendors = meant;
+        }
+    }
+    if cloud.is_some_and(|cloud| cloud.without_devices) {
+        evidence.push("a cloud without accelerators".to_owned());
+    }
+    Judgement {
+        state,
+        evidence: if evidence.is_empty() {
+            "no requirement decides".to_owned()
+        } else {
+            evidence.join("; ")
+        },
+        presumed,
+        machines,
+        vendors,
+        taints_itself: cloud.is_some_and(|cloud| cloud.taints_itself),
+    }
+}
+
+/// Whether the pool says itself that its nodes are for accelerators: the vendor and the words.
+fn declared(
+    pool: &NodePool<'_>,
+    catalog: &InstanceCatalog,
+    possible: &BTreeSet<String>,
+) -> Option<(String, String)> {
+    let by_taint = pool
+        .taints()
+        .filter(super::node_pool::Taint::is_hard)
+        .find_map(|taint| {
+            let resource = catalog
+                .resource(taint.key)
+                .filter(|resource| resource.whole)?;
+            Some((resource.vendor.clone(), format!("taint {}", taint.key)))
+        });
+    let says_true = |row: &Row<'_>| row.key == PRESENT && row.allowed.has("true");
+    let by_label = || {
+        let label = pool
+            .template_labels()
+            .any(|(key, value)| key == PRESENT && value == "true")
+            || pool
+                .requirements()
+                .any(|row| row.operator == Operator::In && says_true(&row));
+        label.then(|| ("nvidia".to_owned(), format!("label {PRESENT}")))
+    };
+    by_taint
+        .or_else(by_label)
+        .filter(|(vendor, _)| possible.contains(vendor))
+}
+
+/// What the pool asks of its machines.
+struct Asked {
+    limits: Vec<(Meaning, Allowed)>,
+    /// Vendors and kinds of the machines that the values of a series label name.
+    series: Vec<BTreeSet<(Device, Option<String>)>>,
+    evidence: Vec<String>,
+    partly_known: bool,
+}
+
+impl Asked {
+    fn of(pool: &NodePool<'_>, catalog: &InstanceCatalog, clouds: &[&Provider]) -> Self {
+        let mut asked = Self {
+            limits: Vec::new(),
+            series: Vec::new(),
+            evidence: Vec::new(),
+            partly_known: false,
+        };
+        let mut combined = Requirements::default();
+        for row in pool.requirements() {
+            let key = catalog.normalized(row.key);
+            if let Some(means) = catalog.meaning(key) {
+                asked.note(means, &row, clouds);
+                combined.add(key, row.allowed);
+            }
+        }
+        for (label, value) in pool.template_labels() {
+            let key = catalog.normalized(label);
+            let values = [value.to_owned()];
+            if let Some(means) = catalog.meaning(key)
+                && let Some(allowed) = Allowed::new(Operator::In, &values)
+            {
+                let row = Row {
+                    index: 0,
+                    key: label,
+                    operator: Operator::In,
+                    values: values.to_vec(),
+                    allowed: allowed.clone(),
+                };
+                asked.note(means, &row, clouds);
+                combined.add(key, allowed);
+            }
+        }
+        for (name, limit) in pool.limits() {
+            if limit.is_zero_or_less() && catalog.resource(name).is_some() {
+                asked.evidence.push(format!("limits {name} {limit}"));
+            }
+        }
+        for (key, allowed) in combined.iter() {
+            let Some(means) = catalog.meaning(key) else {
+                continue;
+            };
+            let Some(level) = level_of(means) else {
+                asked.limits.push((means, allowed.clone()));
+                continue;
+            };
+            let Some(values) = allowed.listed().filter(|values| !values.is_empty()) else {
+                asked.limits.push((means, allowed.clone()));
+                continue;
+            };
+            let known: Vec<&String> = values
+                .iter()
+                .filter(|value| !named(clouds, level, value).is_empty())
+                .collect();
+            // Values that no cloud is known to have buy nothing; where none is known, that says
+            // nothing of the pool.
+            asked.partly_known |= known.len() < values.len();
+            if known.is_empty() {
+                continue;
+            }
+            if means == Meaning::Series {
+                let machines = known.iter().flat_map(|value| named(clouds, level, value));
+                let kinds = machines
+                    .map(|one| (one.device(), one.vendor().cloned()))
+                    .collect();
+                asked.series.push(kinds);
+            } else {
+                asked.limits.push((means, allowed.clone()));
+            }
+        }
+        asked
+    }
+
+    /// Takes down what a requirement contributes, for people.
+    fn note(&mut self, means: Meaning, row: &Row<'_>, clouds: &[&Provider]) {
+        if means == Meaning::Generation {
+            return;
+        }
+        let name = row.key.rsplit('/').next().unwrap_or(row.key);
+        let mut text = format!("{name} {}", row.operator.as_str());
+        for (position, value) in row.values.iter().take(SHOWN).enumerate() {
+            let _ = write!(text, "{} {value}", if position == 0 { "" } else { "," });
+        }
+        if row.values.len() > SHOWN {
+            let _ = write!(text, " and {} more", row.values.len() - SHOWN);
+        }
+        if let Some(level) = level_of(means)
+            && row.operator == Operator::In
+        {
+            let kinds: BTreeSet<Device> = row
+                .values
+                .iter()
+                .flat_map(|value| named(clouds, level, value))
+                .map(|machine| machine.device())
+                .collect();
+            let kinds: Vec<&str> = kinds
+                .into_iter()
+                .map(|kind| match kind {
+                    Device::Gpu => "GPU",
+                    Device::Accelerator => "accelerator",
+                    Device::Cpu => "CPU",
+                })
+                .collect();
+            let kinds = if kinds.is_empty() {
+                "unknown".to_owned()
+            } else {
+                kinds.join(" and ")
+            };
+            let _ = write!(text, " ({kinds})");
+        }
+        self.evidence.push(text);
+    }
+
+    /// The machines to choose from: those that the most particular list names, else all there are.
+    fn source<'c>(&self, clouds: &[&'c Provider]) -> Vec<Machine<'c>> {
+        for wanted in [Meaning::Type, Meaning::Family, Meaning::Category] {
+            let list = self
+                .limits
+                .iter()
+                .filter(|(means, _)| *means == wanted)
+                .find_map(|(_, allowed)| allowed.listed());
+            if let (Some(values), Some(level)) = (list, level_of(wanted)) {
+                return values
+                    .iter()
+                    .flat_map(|value| named(clouds, level, value))
+                    .collect();
+            }
+        }
+        clouds
+            .iter()
+            .flat_map(|cloud| cloud.all_machines())
+            .collect()
+    }
+
+    fn allows(&self, machine: &Machine<'_>, catalog: &InstanceCatalog) -> bool {
+        let kind = (machine.device(), machine.vendor().cloned());
+        self.series.iter().all(|kinds| kinds.contains(&kind))
+            && self
+                .limits
+                .iter()
+                .all(|(means, allowed)| passes(*means, allowed, machine, catalog))
+    }
+}
+
+fn level_of(means: Meaning) -> Option<Level> {
+    match means {
+        Meaning::Type => Some(Level::Type),
+        Meaning::Family | Meaning::Series => Some(Level::Family),
+        Meaning::Category => Some(Level::Category),
+        _ => None,
+    }
+}
+
+fn named<'c>(clouds: &[&'c Provider], level: Level, value: &str) -> Vec<Machine<'c>> {
+    clouds
+        .iter()
+        .flat_map(|cloud| cloud.machines_named(level, value))
+        .collect()
+}
+
+/// Whether a machine passes what is allowed of one label.
+fn passes(
+    means: Meaning,
+    allowed: &Allowed,
+    machine: &Machine<'_>,
+    catalog: &InstanceCatalog,
+) -> bool {
+    // A label that every machine has; what is not known of it may be anything.
+    let part = |part: &Option<String>| {
+        part.as_deref()
+            .map_or_else(|| allowed.has_some(), |value| allowed.has(value))
+    };
+    let gpu = machine.device() == Device::Gpu;
+    match means {
+        Meaning::Type => part(&machine.type_name),
+        Meaning::Family => part(&machine.family),
+        Meaning::Category => part(&machine.category),
+        Meaning::Generation => part(&machine.generation),
+        Meaning::Series => true,
+        Meaning::Gpu if gpu => allowed.has_some(),
+        Meaning::GpuName | Meaning::GpuManufacturer if gpu => match allowed.listed() {
+            Some(values) => values.iter().any(|value| {
+                let vendors = catalog.vendors_named(means, value);
+                vendors.is_empty()
+                    || machine
+                        .vendor()
+                        .is_some_and(|vendor| vendors.contains(vendor))
+            }),
+            None => machine
+                .vendor()
+                .and_then(|vendor| catalog.vendor(vendor))
+                .is_none_or(|vendor| {
+                    means == Meaning::GpuName || vendor.has_manufacturer(|name| allowed.has(name))
+                }),
+        },
+        Meaning::GpuCountOrZero => {
+            if gpu {
+                allowed.has_positive()
+            } else {
+                allowed.has("0")
+            }
+        }
+        Meaning::Accelerator if machine.device() == Device::Accelerator => allowed.has_some(),
+        Meaning::Gpu | Meaning::GpuName | Meaning::GpuManufacturer | Meaning::Accelerator => {
+            allowed.has_absence()
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "documents read best where they are used"
+)]
+mod tests;

@@ -1,0 +1,285 @@
+//! Karpenter's algebra of node requirements.
+//!
+//! Requirements on one key, and template labels, are intersected into one set of allowed values.
+//! Whether a machine *without* the label passes is then told from the shape of that one set, not
+//! from each requirement: `Exists` and `NotIn [x]` together behave as `NotIn`, which such a machine
+//! passes (karpenter.sh `pkg/scheduling/requirement.go` `Intersection`, `Operator` and
+//! `requirements.go` `Intersects`, v1.14.1).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How a requirement compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operator {
+    /// One of the values.
+    In,
+    /// None of the values; no label passes.
+    NotIn,
+    /// Any value.
+    Exists,
+    /// No label.
+    DoesNotExist,
+    /// A greater integer.
+    Gt,
+    /// A smaller integer.
+    Lt,
+    /// A greater integer or the same (Karpenter v1.9.0).
+    Gte,
+    /// A smaller integer or the same (Karpenter v1.9.0).
+    Lte,
+}
+
+impl Operator {
+    /// As a NodePool spells it.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "In" => Self::In,
+            "NotIn" => Self::NotIn,
+            "Exists" => Self::Exists,
+            "DoesNotExist" => Self::DoesNotExist,
+            "Gt" => Self::Gt,
+            "Lt" => Self::Lt,
+            "Gte" => Self::Gte,
+            "Lte" => Self::Lte,
+            _ => return None,
+        })
+    }
+
+    /// As a NodePool spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "In",
+            Self::NotIn => "NotIn",
+            Self::Exists => "Exists",
+            Self::DoesNotExist => "DoesNotExist",
+            Self::Gt => "Gt",
+            Self::Lt => "Lt",
+            Self::Gte => "Gte",
+            Self::Lte => "Lte",
+        }
+    }
+}
+
+/// The values that a label may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// Whether `values` are those left out, of all there are.
+    all_but: bool,
+    values: BTreeSet<String>,
+    /// Only greater integers.
+    above: Option<i64>,
+    /// Only smaller integers.
+    below: Option<i64>,
+}
+
+impl Allowed {
+    /// What one requirement allows. `None` for a comparison with something that is no integer,
+    /// which the CRD refuses.
+    pub fn new(operator: Operator, values: &[String]) -> Option<Self> {
+        let set = |all_but, values: &[String]| Self {
+            all_but,
+            values: values.iter().cloned().collect(),
+            above: None,
+            below: None,
+        };
+        let number = || values.first()?.parse::<i64>().ok();
+        Some(match operator {
+            Operator::In => set(false, values),
+            Operator::NotIn => set(true, values),
+            Operator::Exists => set(true, &[]),
+            Operator::DoesNotExist => set(false, &[]),
+            Operator::Gt => Self {
+                above: Some(number()?),
+                ..set(true, &[])
+            },
+            Operator::Gte => Self {
+                above: Some(number()?.saturating_sub(1)),
+                ..set(true, &[])
+            },
+            Operator::Lt => Self {
+                below: Some(number()?),
+                ..set(true, &[])
+            },
+            Operator::Lte => Self {
+                below: Some(number()?.saturating_add(1)),
+                ..set(true, &[])
+            },
+        })
+    }
+
+    /// What both allow.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let above = self.above.max(other.above);
+        let below = match (self.below, other.below) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
+        if let (Some(above), Some(below)) = (above, below)
+            && above >= below
+        {
+            return Self {
+                all_but: false,
+                values: BTreeSet::new(),
+                above: None,
+                below: None,
+            };
+        }
+        let all_but = self.all_but && other.all_but;
+        let mut values: BTreeSet<String> = match (self.all_but, other.all_but) {
+            (true, true) => self.values.into_iter().chain(other.values).collect(),
+            (true, false) => other
+                .values
+                .into_iter()
+                .filter(|v| !self.values.contains(v))
+                .collect(),
+            (false, true) => self
+                .values
+                .into_iter()
+                .filter(|v| !other.values.contains(v))
+                .collect(),
+            (false, false) => self
+                .values
+                .into_iter()
+                .filter(|v| other.values.contains(v))
+                .collect(),
+        };
+        values.retain(|value| within(value, above, below));
+        let (above, below) = if all_but {
+            (above, below)
+        } else {
+            (None, None)
+        };
+        Self {
+            all_but,
+            values,
+            above,
+            below,
+        }
+    }
+
+    /// Whether a label with that value passes.
+    pub fn has(&self, value: &str) -> bool {
+        self.values.contains(value) != self.all_but && within(value, self.above, self.below)
+    }
+
+    /// Whether a machine without the label passes.
+    pub fn has_absence(&self) -> bool {
+        if self.all_but {
+            !self.values.is_empty()
+        } else {
+            self.values.is_empty()
+        }
+    }
+
+    /// Whether some label passes, as far as the shape tells.
+    pub fn has_some(&self) -> bool {
+        self.all_but || !self.values.is_empty()
+    }
+
+    /// The values, where only listed ones pass.
+    pub fn listed(&self) -> Option<&BTreeSet<String>> {
+        (!self.all_but).then_some(&self.values)
+    }
+
+    /// Whether some integer of at least 1 passes.
+    pub fn has_positive(&self) -> bool {
+        match self.listed() {
+            Some(values) => values
+                .iter()
+                .any(|value| value.parse::<i64>().is_ok_and(|number| number > 0)),
+            None => self.below.is_none_or(|below| below > 1),
+        }
+    }
+}
+
+fn within(value: &str, above: Option<i64>, below: Option<i64>) -> bool {
+    if above.is_none() && below.is_none() {
+        return true;
+    }
+    value.parse::<i64>().is_ok_and(|number| {
+        above.is_none_or(|above| number > above) && below.is_none_or(|below| number < below)
+    })
+}
+
+/// What is allowed of every label that is spoken of.
+#[derive(Clone, Debug, Default)]
+pub struct Requirements(BTreeMap<String, Allowed>);
+
+impl Requirements {
+    /// Adds what one more requirement allows.
+    pub fn add(&mut self, key: &str, allowed: Allowed) {
+        let allowed = match self.0.remove(key) {
+            Some(before) => before.and(allowed),
+            None => allowed,
+        };
+        self.0.insert(key.to_owned(), allowed);
+    }
+
+    /// What is allowed of a label; none where nothing is said of it.
+    pub fn get(&self, key: &str) -> Option<&Allowed> {
+        self.0.get(key)
+    }
+
+    /// Every label that is spoken of.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Allowed)> {
+        self.0.iter().map(|(key, allowed)| (key.as_str(), allowed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(parts: &[(Operator, &[&str])]) -> Allowed {
+        parts
+            .iter()
+            .map(|(operator, values)| {
+                let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+                Allowed::new(*operator, &values).unwrap()
+            })
+            .reduce(Allowed::and)
+            .unwrap()
+    }
+
+    #[test]
+    fn one_requirement_says_what_the_label_may_be_and_whether_it_may_be_absent() {
+        let listed = allowed(&[(Operator::In, &["a", "b"])]);
+        assert!(listed.has("a") && !listed.has("c") && !listed.has_absence());
+        let but = allowed(&[(Operator::NotIn, &["a"])]);
+        assert!(!but.has("a") && but.has("c") && but.has_absence());
+        let exists = allowed(&[(Operator::Exists, &[])]);
+        assert!(exists.has("a") && !exists.has_absence());
+        let none = allowed(&[(Operator::DoesNotExist, &[])]);
+        assert!(!none.has("a") && none.has_absence());
+        let below = allowed(&[(Operator::Lt, &["9"])]);
+        assert!(below.has("8") && !below.has("9") && !below.has("x") && !below.has_absence());
+        let from = allowed(&[(Operator::Gte, &["2"]), (Operator::Lte, &["4"])]);
+        assert!(!from.has("1") && from.has("2") && from.has("4") && !from.has("5"));
+    }
+
+    #[test]
+    fn requirements_on_one_key_intersect() {
+        let both = allowed(&[(Operator::In, &["1", "2", "x"]), (Operator::Gt, &["1"])]);
+        assert_eq!(both.listed().unwrap().iter().collect::<Vec<_>>(), ["2"]);
+        let minus = allowed(&[(Operator::In, &["g", "m"]), (Operator::NotIn, &["m"])]);
+        assert!(minus.has("g") && !minus.has("m"));
+    }
+
+    #[test]
+    fn absence_follows_the_shape_of_what_is_left_as_karpenter_has_it() {
+        assert!(allowed(&[(Operator::Exists, &[]), (Operator::NotIn, &["8"])]).has_absence());
+        assert!(allowed(&[(Operator::In, &["a"]), (Operator::In, &["b"])]).has_absence());
+        assert!(allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["4"])]).has_absence());
+        assert!(!allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["5"])]).has_absence());
+        // What lies outside the bounds does not count as left out.
+        assert!(!allowed(&[(Operator::Gt, &["4"]), (Operator::NotIn, &["2"])]).has_absence());
+    }
+
+    #[test]
+    fn a_comparison_with_no_number_says_nothing() {
+        assert_eq!(Allowed::new(Operator::Gt, &["many".to_owned()]), None);
+        assert_eq!(Allowed::new(Operator::Lt, &[]), None);
+        assert!(Allowed::new(Operator::Lte, &[i64::MAX.to_string()]).is_some());
+    }
+}

@@ -1,0 +1,62 @@
+//! How values and sentences are put into lines that people read.
+
+use serde_json::Value;
+
+/// Fits a terminal of a hundred columns beside what stands before a line.
+const WIDTH: usize = 92;
+
+/// A value in one line, cut where it would flood a terminal.
+pub fn shown(value: &Value) -> String {
+    const LIMIT: usize = 160;
+    cut(&value.to_string(), LIMIT)
+}
+
+/// The text, or its beginning and an ellipsis, in at most `limit` characters.
+pub fn cut(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    text.chars()
+        .take(limit.saturating_sub(1))
+        .chain(['…'])
+        .collect()
+}
+
+/// Breaks a sentence into lines at its spaces.
+pub fn wrap(text: &str) -> String {
+    let mut lines = String::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if length > 0 && length + 1 + width > WIDTH {
+            lines.push('\n');
+            length = 0;
+        } else if length > 0 {
+            lines.push(' ');
+            length += 1;
+        }
+        lines.push_str(word);
+        length += width;
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_at_spaces_and_words_are_never_broken() {
+        let word = "x".repeat(WIDTH + 5);
+        assert_eq!(wrap(&format!("a  b\n{word} c")), format!("a b\n{word}\nc"));
+        assert_eq!(wrap(""), "");
+    }
+
+    #[test]
+    fn a_cut_counts_characters_and_says_that_it_cut() {
+        assert_eq!(
+            (cut("äöü", 3).as_str(), cut("äöüß", 3).as_str()),
+            ("äöü", "äö…")
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! The webhook configurations that rules and policy make.
+
+use gangplank::{
+    policy::Policy,
+    webhook::registration::{Configurations, FailurePolicy, Reach, Registration},
+};
+use serde_json::{Value, json};
+
+fn registration() -> Registration {
+    Registration {
+        name: "gangplank".to_owned(),
+        reach: Reach::Service {
+            namespace: "gangplank-system".to_owned(),
+            name: "gangplank".to_owned(),
+            port: 443,
+        },
+        ca_bundle: b"PEM".to_vec(),
+        failure_policy: FailurePolicy::Fail,
+    }
+}
+
+fn policy(members: &Value) -> Policy {
+    let mut document = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy"});
+    document
+        .as_object_mut()
+        .unwrap()
+        .extend(members.as_object().unwrap().clone());
+    Policy::from_document(&document).unwrap()
+}
+
+fn configurations(members: &Value) -> Configurations {
+    registration().configurations(&policy(members))
+}
+
+/// Entry and resource of every rule of the validating configuration.
+fn validating(configurations: &Configurations) -> Vec<String> {
+    let mut all: Vec<String> = configurations
+        .validating
+        .webhooks
+        .iter()
+        .flatten()
+        .flat_map(|webhook| {
+            let name = webhook.name.split('.').next().unwrap().to_owned();
+            let failure = webhook.failure_policy.clone().unwrap();
+            webhook.rules.iter().flatten().flat_map(move |rule| {
+                let (name, failure) = (name.clone(), failure.clone());
+                let resources = rule.resources.clone().unwrap();
+                resources
+                    .into_iter()
+                    .map(move |resource| format!("{name} {failure} {resource}"))
+            })
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn the_configurations_under_the_default_policy() {
+    let Configurations {
+        mutating,
+        validating,
+    } = configurations(&json!({}));
+    insta::assert_snapshot!("mutating", serde_json::to_string_pretty(&mutating).unwrap());
+    insta::assert_snapshot!(
+        "validating",
+        serde_json::to_string_pretty(&validating).unwrap()
+    );
+}
+
+#[test]
+fn under_dry_run_nothing_can_block_and_nothing_is_filled() {
+    let configurations = configurations(&json!({"mode": "dryRun"}));
+    assert_eq!(configurations.mutating.webhooks, Some(Vec::new()));
+    let entries = validating(&configurations);
+    assert!(
+        !entries.is_empty()
+            && entries
+                .iter()
+                .all(|entry| entry.starts_with("advise Ignore ")),
+        "{entries:?}"
+    );
+}
+
+#[test]
+fn a_kind_without_a_deny_rule_is_advised_on_and_one_without_any_rule_is_not_asked_about() {
+    let soft = json!({"rules": {
+        "gpu-utilization-signal": {"level": "warn"},
+        "gpu-memory-signal": {"level": "audit"},
+    }});
+    let entries = validating(&configurations(&soft));
+    assert!(
+        entries.contains(&"advise Ignore scaledobjects".to_owned()),
+        "{entries:?}"
+    );
+    assert!(
+        !entries.contains(&"enforce Fail scaledobjects".to_owned()),
+        "{entries:?}"
+    );
+    let off: serde_json::Map<String, Value> = gangplank::rules::RULES
+        .iter()
+        .filter(|rule| rule.covers("karpenter.sh", "NodePool"))
+        .map(|rule| (rule.id.to_owned(), json!({"level": "off"})))
+        .collect();
+    let configurations = configurations(&json!({"rules": off}));
+    let entries = validating(&configurations);
+    assert!(
+        entries.iter().all(|entry| !entry.ends_with("nodepools")),
+        "{entries:?}"
+    );
+    // A namespace where a rule denies is enough to ask.
+    let team = json!({
+        "rules": {"gpu-utilization-signal": {"level": "off"}, "gpu-memory-signal": {"level": "off"}},
+        "overrides": [{"namespaces": ["team-a"], "rules": {"gpu-memory-signal": {"level": "deny"}}}],
+    });
+    assert!(
+        validating(&self::configurations(&team)).contains(&"enforce Fail scaledobjects".to_owned())
+    );
+}
+
+#[test]
+fn our_own_namespace_and_kube_system_stay_out() {
+    let configurations = configurations(&json!({}));
+    let selectors = configurations
+        .mutating
+        .webhooks
+        .iter()
+        .flatten()
+        .map(|webhook| &webhook.namespace_selector)
+        .chain(
+            configurations
+                .validating
+                .webhooks
+                .iter()
+                .flatten()
+                .map(|webhook| &webhook.namespace_selector),
+        );
+    for selector in selectors {
+        let expression = &selector
+            .as_ref()
+            .unwrap()
+            .match_expressions
+            .as_ref()
+            .unwrap()[0];
+        assert_eq!(expression.operator, "NotIn");
+        assert_eq!(
+            expression.values.as_ref().unwrap(),
+            &["kube-system", "gangplank-system"]
+        );
+    }
+}
