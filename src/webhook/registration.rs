@@ -22,6 +22,7 @@ use k8s_openapi::{
 };
 
 use crate::{
+    catalog::controllers::{Controller, Controllers, ParentKind},
     policy::{Mode, Policy},
     review::EXEMPT_PREFIX,
     rules::{Kind, RULES, kinds::Relevance, metadata_read},
@@ -206,12 +207,12 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
         }
         if of_kind().any(|rule| policy.may_deny(rule)) {
             // What cannot be denied must not block: it is advised on only.
-            if let Relevance::Metrics = kind.relevance {
-                let only = only_host_resources();
-                enforce.push((kind, format!("{condition} && !({only})")));
-                advise.push((kind, format!("{condition} && ({only})")));
-            } else {
-                enforce.push((kind, condition));
+            match harmless(kind) {
+                Some(harmless) => {
+                    enforce.push((kind, format!("{condition} && !({harmless})")));
+                    advise.push((kind, format!("{condition} && ({harmless})")));
+                }
+                None => enforce.push((kind, condition)),
             }
         } else if of_kind().any(|rule| policy.may_run(rule)) {
             advise.push((kind, condition));
@@ -269,6 +270,9 @@ fn condition(kind: &Kind) -> String {
         "!has(object.metadata.deletionTimestamp)".to_owned(),
         format!("(request.operation == 'CREATE' || {})", changed(kind)),
     ];
+    if let Some(child) = child_of_judged(kind) {
+        parts.push(format!("!{child}"));
+    }
     match kind.relevance {
         Relevance::Always | Relevance::Metrics => {}
         Relevance::Accelerator { pod_spec } => parts.push(format!("({})", accelerator(pod_spec))),
@@ -351,6 +355,45 @@ fn accelerator(pod_spec: &[&str]) -> String {
         containers("containers"),
         containers("initContainers"),
     )
+}
+
+/// Which objects of a kind no rule denies, though a rule may say something of them.
+fn harmless(kind: &Kind) -> Option<String> {
+    let mut parts = Vec::new();
+    if let Relevance::Metrics = kind.relevance {
+        parts.push(only_host_resources());
+    }
+    // A controller would write it again for ever; what it is made from is where to say no. Whoever
+    // forges such a reference is still denied while we answer.
+    let made = |row: &Controller| row.children.iter().any(|child| child == kind.kind);
+    if kind.relevance == Relevance::Metrics || Controllers::builtin().controllers.iter().any(made) {
+        parts.push(controlled("true"));
+    }
+    (!parts.is_empty()).then(|| parts.join(" || "))
+}
+
+/// Whether an object has a controller of which this holds; `o` is the reference.
+fn controlled(condition: &str) -> String {
+    format!(
+        "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
+         has(o.controller) && o.controller && {condition}))"
+    )
+}
+
+/// Whether an object's controller made it from an object that our rules judge, by the reference
+/// alone: the children that are left alone without a closer look.
+fn child_of_judged(kind: &Kind) -> Option<String> {
+    let parents: Vec<String> = Controllers::builtin()
+        .controllers
+        .iter()
+        .filter(|row| row.judged && row.children.iter().any(|child| child == kind.kind))
+        .filter(|row| row.label.is_none() && !row.same_name && !row.pod_owner)
+        .map(|row| {
+            let ParentKind { group, kind } = &row.parent;
+            format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')")
+        })
+        .collect();
+    (!parents.is_empty()).then(|| controlled(&format!("({})", parents.join(" || "))))
 }
 
 /// Whether an HPA scales on nothing but cpu and memory, which no rule denies at the door.

@@ -796,7 +796,7 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     let bare = json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "bare"},
-        "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "llm"}, "maxReplicas": 2},
+        "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"}, "maxReplicas": 2},
     });
     kubectl.create(&bare.to_string())?.success()?;
     Ok(())
