@@ -40,6 +40,11 @@ pub static RULES: &[&Rule] = &[
     &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
     &workloads::stranded_gpus::STRANDED_GPUS,
     &workloads::termination_grace::TERMINATION_GRACE,
+    &workloads::drain_hook::DRAIN_HOOK,
+    &workloads::readiness_probe::READINESS_PROBE,
+    &workloads::model_load_budget::MODEL_LOAD_BUDGET,
+    &workloads::gang_priority::GANG_PRIORITY,
+    &workloads::gang_scaling_floor::GANG_SCALING_FLOOR,
 ];
 
 /// The rule of that id.
