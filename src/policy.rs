@@ -872,6 +872,10 @@ mod tests {
             "overrides[0].namespaces[0]"
         );
         assert_eq!(error(json!({"kind": "Policies"})).0, "kind");
+        assert_eq!(
+            error(json!({"catalog": {"metrics": [{"names": ["x"]}]}})).0,
+            "catalog.metrics[0]"
+        );
     }
 
     #[test]

@@ -17,6 +17,13 @@ pub use sources::{Shape, Source, sources};
 
 use crate::catalog::metrics::{Meaning, MetricCatalog};
 
+/// Bytes of a query that are read: autoscalers are written by whoever may write one, and are judged
+/// while the API server waits.
+const LONGEST_QUERY: usize = 8 * 1024;
+
+/// Bytes of a metric name that are read.
+const LONGEST_NAME: usize = 512;
+
 /// What a signal is, as far as the rules tell signals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
@@ -94,12 +101,13 @@ impl Signal {
         }
     }
 
-    /// Something of which only this much of the text can be told: that it cannot be told.
+    /// Something of which it cannot be told what it reads.
     pub fn opaque(written: &str) -> Self {
-        let identity: String = written.split_whitespace().collect::<Vec<_>>().join(" ");
+        let written = head(written.trim(), LONGEST_NAME);
+        let identity = written.split_whitespace().collect::<Vec<_>>().join(" ");
         Self {
             class: Class::Opaque,
-            ..Self::new(written.trim(), identity, None, "")
+            ..Self::new(written, identity, None, "")
         }
     }
 
@@ -122,23 +130,27 @@ impl fmt::Display for Signal {
 
 /// What a metric name means. `labels` are those that are known to select its series.
 pub fn classify(catalog: &MetricCatalog, written: &str, labels: &[(String, String)]) -> Signal {
+    let whole = written.trim();
+    let written = head(whole, LONGEST_NAME);
     let name = Name::new(written);
-    if let Some(known) = catalog.find(&name, labels) {
-        return Signal::new(
-            written.trim(),
-            name.spelling(),
-            Some(known.meaning),
-            known.exporter,
-        );
+    let (meaning, exporter) = match catalog.find(&name, labels) {
+        Some(known) => (Some(known.meaning), known.exporter),
+        None => (vocabulary::meaning(name.words()), ""),
+    };
+    // What one half of a name says already, the half that is missing cannot unsay.
+    let half = written.len() < whole.len() || name.has_placeholder() && exporter.is_empty();
+    if half && !meaning.is_some_and(|meaning| meaning.class().is_device_load()) {
+        return Signal::opaque(written);
     }
-    match vocabulary::meaning(name.words()) {
-        // What a half-filled template says already cannot be unsaid by the other half.
-        Some(meaning) if !name.has_placeholder() || meaning.class().is_device_load() => {
-            Signal::new(written.trim(), name.spelling(), Some(meaning), "")
-        }
-        _ if name.has_placeholder() => Signal::opaque(written),
-        meaning => Signal::new(written.trim(), name.spelling(), meaning, ""),
-    }
+    Signal::new(written, name.spelling(), meaning, exporter)
+}
+
+/// The start of a text: as many bytes as given, or a few less.
+fn head(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len()))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// What a PromQL query reads, each series once.
@@ -155,7 +167,14 @@ pub fn classify_promql(catalog: &MetricCatalog, query: &str) -> Vec<Signal> {
 pub fn classify_query(catalog: &MetricCatalog, dialect: Dialect, query: &str) -> Vec<Signal> {
     match dialect {
         Dialect::PromQl => classify_promql(catalog, query),
-        other => merge(dialect::classify(catalog, other, query)),
+        other => {
+            let read = head(query, LONGEST_QUERY);
+            let mut signals = dialect::classify(catalog, other, read);
+            if read.len() < query.len() && other != Dialect::Name {
+                signals.push(Signal::opaque(query));
+            }
+            merge(signals)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Class, Name,
+    Name,
     sources::{Shape, Source},
 };
 use crate::{
@@ -69,10 +69,8 @@ impl<'a> Advice<'a> {
         let signals = || sources.iter().flat_map(|source| &source.signals);
         let target = target(facts, subject);
         let images: Vec<&str> = target.map(images).unwrap_or_default();
-        // An engine's own metric beside the wrong one tells most, then what the target runs, then
-        // what things are called.
+        // An engine's own metric tells most, then what the target runs, then what things are called.
         let engine = signals()
-            .filter(|signal| signal.class == Class::Serving)
             .map(|signal| signal.exporter.as_str())
             .find(|exporter| ENGINES.iter().any(|(_, engine)| engine == exporter))
             .or_else(|| engine_in(&images))
@@ -88,6 +86,7 @@ impl<'a> Advice<'a> {
             catalog
                 .recommend(engine, meaning)
                 .or_else(|| catalog.recommend(engine, Meaning::Concurrency))
+                .or_else(|| catalog.recommend(engine, Meaning::QueueDepth))
                 .or_else(|| catalog.recommend(DEFAULT_ENGINE, meaning))
                 .unwrap_or_default()
         };
@@ -126,6 +125,7 @@ impl<'a> Advice<'a> {
     pub(super) fn remedy(&self) -> String {
         let (queue, cache) = (self.queue, self.cache);
         match self.role {
+            _ if queue == cache => format!("Scale on its queue: {queue}"),
             Role::Prefill => format!("Scale prefill on its queue: {queue}"),
             Role::Decode => format!("Scale decode on KV-cache use: {cache}"),
             Role::Both => format!(
@@ -411,6 +411,19 @@ mod tests {
                 "{image}"
             );
         }
+    }
+
+    #[test]
+    fn an_engine_without_a_gauge_of_its_cache_gets_its_queue() {
+        let (block, remedy) = advise(
+            &hpa(&["nv_gpu_utilization"], &json!({ROLE_LABEL: "decode"})),
+            &[],
+        );
+        assert_eq!(metric(&block), "nv_inference_pending_request_count");
+        assert!(
+            !remedy.contains("vllm") && !remedy.contains("KV"),
+            "{remedy}"
+        );
     }
 
     #[test]

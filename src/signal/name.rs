@@ -1,5 +1,7 @@
 //! Metric names, whatever adapter, cloud or query language they were written for.
 
+use super::promql::placeholder;
+
 /// Segments that adapters append to tell a metric's type.
 const TYPES: &[&str] = &[
     "gauge",
@@ -164,22 +166,24 @@ fn is_type(segment: &str) -> bool {
         .all(|part| TYPES.contains(&part.to_ascii_lowercase().as_str()))
 }
 
-/// Blanks out `${X}`, `$(X)`, `{{ x }}`, `[[x]]` and `<X>`, and says whether there was one.
+/// Blanks out `${X}`, `$X`, `$(X)`, `{{ x }}`, `[[x]]` and `<X>`, and says whether there was one.
 fn without_placeholders(raw: &str) -> (String, bool) {
-    const MARKS: &[(&str, &str)] = &[
-        ("${", "}"),
-        ("$(", ")"),
-        ("{{", "}}"),
-        ("[[", "]]"),
-        ("<", ">"),
-    ];
-    let mut text = raw.to_owned();
+    let mut text = String::with_capacity(raw.len());
     let mut found = false;
-    for (open, close) in MARKS {
-        while let Some((before, rest)) = text.split_once(open) {
-            let after = rest.split_once(close).map_or("", |(_, after)| after);
-            text = format!("{before} {after}");
+    let mut rest = raw;
+    while let Some(c) = rest.chars().next() {
+        let angled = || {
+            rest.strip_prefix('<')?
+                .split_once('>')
+                .map(|(_, after)| after)
+        };
+        if let Some(after) = placeholder(rest).or_else(angled) {
+            text.push(' ');
             found = true;
+            rest = after;
+        } else {
+            text.push(c);
+            rest = rest.get(c.len_utf8()..).unwrap_or_default();
         }
     }
     (text, found)

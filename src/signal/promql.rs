@@ -8,19 +8,17 @@ use promql_parser::label::{MatchOp, Matcher, Matchers};
 use promql_parser::parser::token::{T_COUNT, T_COUNT_VALUES, T_GROUP, T_LAND, T_LUNLESS};
 use promql_parser::parser::{self, Expr, VectorSelector};
 
-use super::{Class, Doubt, Signal, classify, dialect::MOST_WORDS};
+use super::{Class, Doubt, LONGEST_QUERY, Signal, classify, dialect::MOST_WORDS, head};
 use crate::catalog::metrics::MetricCatalog;
 
-/// Longer queries are read word by word instead of being parsed, in bytes.
-const LONGEST: usize = 8 * 1024;
 /// Operators, commas and brackets that a query may have and still be parsed.
-const MOST_SYMBOLS: usize = 256;
+const MOST_SYMBOLS: usize = 192;
 /// Brackets within brackets that a query may have and still be parsed.
 const DEEPEST: usize = 48;
 /// Length of a pattern over metric names that is still compiled, in bytes.
-const LONGEST_PATTERN: usize = 160;
+const LONGEST_PATTERN: usize = 128;
 /// Patterns over metric names that one query may have and still be parsed.
-const MOST_PATTERNS: usize = 3;
+const MOST_PATTERNS: usize = 2;
 
 /// The name under which PromQL knows a series' name.
 const NAME: &str = "__name__";
@@ -288,7 +286,7 @@ fn prepare(query: &str) -> Prepared {
         query: None,
         costly: Vec::new(),
     };
-    if query.len() > LONGEST {
+    if query.len() > LONGEST_QUERY {
         return unfit();
     }
     let mut out = String::with_capacity(query.len());
@@ -415,9 +413,12 @@ fn prepare(query: &str) -> Prepared {
 
 /// The rest after a template's placeholder at the start of `text`.
 pub(super) fn placeholder(text: &str) -> Option<&str> {
+    // Far enough for any expression of a template, and short enough to look for again and again.
+    const LONGEST: usize = 128;
     for (open, close) in [("${", "}"), ("$(", ")"), ("{{", "}}"), ("[[", "]]")] {
         if let Some(body) = text.strip_prefix(open) {
-            return body.split_once(close).map(|(_, after)| after);
+            let end = head(body, LONGEST).find(close)?;
+            return body.get(end + close.len()..);
         }
     }
     let body = text.strip_prefix('$')?;
@@ -457,7 +458,7 @@ fn is_costly(pattern: &str) -> bool {
             )
         })
         .count();
-    pattern.len() > LONGEST_PATTERN || counted || classes > 4
+    pattern.len() > LONGEST_PATTERN || counted || classes > 2
 }
 
 /// Reads a query that cannot be parsed, word by word. Nothing is denied for not parsing, but a

@@ -254,6 +254,23 @@ const NUMBER: &[&str] = &[
     "free",
 ];
 
+/// Words that speak of things to be counted.
+const SEVERAL: &[&str] = &[
+    "gpus",
+    "npus",
+    "tpus",
+    "count",
+    "num",
+    "number",
+    "nodes",
+    "devices",
+    "worker",
+    "workers",
+    "server",
+    "servers",
+    "instances",
+];
+
 fn among(list: &[&str], word: &str) -> bool {
     list.contains(&word)
 }
@@ -334,7 +351,15 @@ pub(super) fn meaning(words: &[String]) -> Option<Meaning> {
     if says(WORK) {
         return None;
     }
-    if has(TAKEN) || among(AGGREGATE, last) {
+    if has(TAKEN) {
+        // `gpus_in_use`, `gpu_workers_active`: how many there are, or how busy they are.
+        return Some(if says(SEVERAL) {
+            Meaning::Unclear
+        } else {
+            Meaning::Utilization
+        });
+    }
+    if among(AGGREGATE, last) {
         return Some(Meaning::Utilization);
     }
     if owned {
@@ -538,7 +563,14 @@ mod tests {
 
     #[test]
     fn a_bare_device_tells_nothing() {
-        for name in ["gpu", "nvidia_signal", "dcgm_fi_dev", "gpu_pressure"] {
+        for name in [
+            "gpu",
+            "nvidia_signal",
+            "dcgm_fi_dev",
+            "gpu_pressure",
+            "gpus_in_use",
+            "gpu_workers_active",
+        ] {
             assert_eq!(of(name), Some(Meaning::Unclear), "{name}");
         }
         assert_eq!(of("gpu_ecc_errors"), Some(Meaning::Health));

@@ -87,9 +87,9 @@ pub struct Configurations {
     pub validating: ValidatingWebhookConfiguration,
 }
 
-/// One entry: kinds, each with the condition under which its objects are sent.
+/// One entry: kinds, each with the conditions under which its objects are sent.
 struct Entry {
-    kinds: Vec<(&'static Kind, String)>,
+    kinds: Vec<(&'static Kind, Vec<String>)>,
 }
 
 impl Registration {
@@ -199,23 +199,24 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
     let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
     for kind in kinds {
         let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
-        let condition = condition(kind);
+        let ours = ours(kind);
         if policy.mode == Mode::Enforce
             && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule))
         {
-            defaults.push((kind, condition.clone()));
+            defaults.push((kind, ours.clone()));
         }
         if of_kind().any(|rule| policy.may_deny(rule)) {
             // What cannot be denied must not block: it is advised on only.
             match harmless(kind) {
                 Some(harmless) => {
-                    enforce.push((kind, format!("{condition} && !({harmless})")));
-                    advise.push((kind, format!("{condition} && ({harmless})")));
+                    let with = |part: String| ours.iter().cloned().chain([part]).collect();
+                    enforce.push((kind, with(format!("!({harmless})"))));
+                    advise.push((kind, with(format!("({harmless})"))));
                 }
-                None => enforce.push((kind, condition)),
+                None => enforce.push((kind, ours)),
             }
         } else if of_kind().any(|rule| policy.may_run(rule)) {
-            advise.push((kind, condition));
+            advise.push((kind, ours));
         }
     }
     let entry = |kinds: Vec<_>| (!kinds.is_empty()).then_some(Entry { kinds });
@@ -248,28 +249,43 @@ impl Entry {
             .collect()
     }
 
-    /// One condition a kind, each true for the objects of every other kind.
+    /// What holds for every kind, then one condition for each kind that has its own, true for the
+    /// objects of all others.
     fn conditions(&self) -> Vec<MatchCondition> {
-        self.kinds
-            .iter()
-            .map(|(kind, condition)| MatchCondition {
-                name: format!("{}.{}", kind.resource, if kind.group.is_empty() { "core" } else { kind.group }),
-                expression: format!(
-                    "request.resource.group != '{}' || request.resource.resource != '{}' || ({condition})",
-                    kind.group, kind.resource
-                ),
-            })
-            .collect()
+        let named = |name: &str, expression: String| MatchCondition {
+            name: name.to_owned(),
+            expression,
+        };
+        let mut conditions = vec![
+            named(
+                "is-not-going-away",
+                "!has(object.metadata.deletionTimestamp)".to_owned(),
+            ),
+            named(
+                "is-new-or-changed",
+                changed(self.kinds.iter().map(|(kind, _)| *kind)),
+            ),
+        ];
+        conditions.extend(self.kinds.iter().filter(|(_, parts)| !parts.is_empty()).map(
+            |(kind, parts)| {
+                named(
+                    &format!("{}.{}", kind.resource, kind.group),
+                    format!(
+                        "request.resource.group != '{}' || request.resource.resource != '{}' || ({})",
+                        kind.group,
+                        kind.resource,
+                        parts.join(" && ")
+                    ),
+                )
+            },
+        ));
+        conditions
     }
 }
 
-/// When an object of a kind is ours: it is not going away, it is new or something that we read has
-/// changed, and we have a say in it.
-fn condition(kind: &Kind) -> String {
-    let mut parts = vec![
-        "!has(object.metadata.deletionTimestamp)".to_owned(),
-        format!("(request.operation == 'CREATE' || {})", changed(kind)),
-    ];
+/// When we have a say in an object of a kind, as conditions that all have to hold.
+fn ours(kind: &Kind) -> Vec<String> {
+    let mut parts = Vec::new();
     if let Some(child) = child_of_judged(kind) {
         parts.push(format!("!{child}"));
     }
@@ -277,17 +293,25 @@ fn condition(kind: &Kind) -> String {
         Relevance::Always | Relevance::Metrics => {}
         Relevance::Accelerator { pod_spec } => parts.push(format!("({})", accelerator(pod_spec))),
     }
-    parts.join(" && ")
+    parts
 }
 
-/// Whether an UPDATE touched anything that a rule reads; the twin of the skip in [`crate::review`].
-fn changed(kind: &Kind) -> String {
-    let read = metadata_read(kind.group, kind.kind);
+/// Whether an object is new, or an UPDATE touched anything that a rule reads on one of the kinds;
+/// the twin of the skip in [`crate::review`], which then looks at the one kind.
+fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
+    let mut labels = BTreeSet::new();
+    let mut annotations = BTreeSet::new();
+    for kind in kinds {
+        let read = metadata_read(kind.group, kind.kind);
+        labels.extend(read.labels);
+        annotations.extend(read.annotations);
+    }
     let mut parts = vec![
+        "request.operation == 'CREATE'".to_owned(),
         "has(object.spec) != has(oldObject.spec)".to_owned(),
         "(has(object.spec) && has(oldObject.spec) && object.spec != oldObject.spec)".to_owned(),
     ];
-    let mut differs = |map: &str, keys: &[&str]| {
+    for (map, keys) in [("labels", labels), ("annotations", annotations)] {
         if !keys.is_empty() {
             let keys: Vec<String> = keys.iter().map(|key| format!("'{key}'")).collect();
             let (new, old) = (
@@ -296,12 +320,7 @@ fn changed(kind: &Kind) -> String {
             );
             parts.push(format!("[{}].exists(k, {new} != {old})", keys.join(", ")));
         }
-    };
-    differs("labels", &read.labels.iter().copied().collect::<Vec<_>>());
-    differs(
-        "annotations",
-        &read.annotations.iter().copied().collect::<Vec<_>>(),
-    );
+    }
     for (here, there) in [("object", "oldObject"), ("oldObject", "object")] {
         let (new, old) = (
             value_of(here, "annotations", "k"),

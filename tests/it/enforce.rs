@@ -6,6 +6,7 @@
 use std::{path::Path, sync::OnceLock};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use kube::config::KubeConfigOptions;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -106,8 +107,8 @@ fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     pool
 }
 
-fn evicting() -> Option<Value> {
-    Some(json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "5m"}))
+fn evicting() -> Value {
+    json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "5m"})
 }
 
 /// A vLLM server: GPUs a pod, replicas, arguments beyond the model.
@@ -220,7 +221,7 @@ fn cases() -> Vec<(&'static str, &'static str, Value, Value)> {
         (
             "gpu-pool-consolidation",
             "spec.disruption.consolidationPolicy is \"WhenEmptyOrUnderutilized\"",
-            node_pool("evicting", evicting()),
+            node_pool("evicting", Some(evicting())),
             node_pool("evicting", good_pool),
         ),
         (
@@ -304,14 +305,15 @@ fn a_denial_carries_code_reason_and_causes() -> Result<()> {
         .build()?;
     let kubeconfig = kube::config::Kubeconfig::read_from(guarded.cluster.kubeconfig())?;
     let error = runtime.block_on(async {
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let client = kube::Client::try_from(config)?;
         let kind = kube::core::GroupVersionKind::gvk("karpenter.sh", "v1", "NodePool");
         let pools = kube::Api::<kube::core::DynamicObject>::all_with(
             client,
             &kube::core::ApiResource::from_gvk(&kind),
         );
-        let bad = serde_json::from_value(node_pool("causes", evicting()))?;
+        let bad = serde_json::from_value(node_pool("causes", Some(evicting())))?;
         let refused = pools.create(&kube::api::PostParams::default(), &bad).await;
         anyhow::Ok(refused.err())
     })?;
@@ -541,7 +543,7 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
     cluster.install_crds()?;
     let kubectl = cluster.namespace("life")?;
     kubectl
-        .create(&node_pool("before", evicting()).to_string())?
+        .create(&node_pool("before", Some(evicting())).to_string())?
         .success()?;
     kubectl
         .create(&hpa("before", "DCGM_FI_DEV_GPU_UTIL").to_string())?
@@ -655,7 +657,7 @@ fn a_dry_run_policy_warns_and_blocks_nothing() -> Result<()> {
     let mut gangplank = Gangplank::register(Path::new(BINARY), &cluster, &[&policy])?;
     let kubectl = cluster.kubectl();
     let dry = ["create", "--dry-run=server", "--filename=-"];
-    let bad = node_pool("dry", evicting()).to_string();
+    let bad = node_pool("dry", Some(evicting())).to_string();
     let warned = || {
         let answer = kubectl.run(&dry, Some(&bad)).ok()?;
         (answer.accepted() && answer.stderr.contains("gpu-pool-consolidation")).then_some(())
@@ -675,7 +677,7 @@ fn a_dry_run_policy_warns_and_blocks_nothing() -> Result<()> {
     }
     gangplank.kill()?;
     kubectl
-        .create(&node_pool("dead", evicting()).to_string())?
+        .create(&node_pool("dead", Some(evicting())).to_string())?
         .success()?;
     Ok(())
 }

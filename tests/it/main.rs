@@ -1,5 +1,14 @@
 //! The integration tests: one binary, so that one API server serves them all.
 
+// The helpers of tests are tests too: what fails in them fails the test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a helper of a test may fail like the test"
+)]
+
 #[path = "../apiserver/mod.rs"]
 mod harness;
 

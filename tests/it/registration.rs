@@ -1,9 +1,12 @@
 //! The webhook configurations that rules and policy make.
 
+use std::fmt::Write as _;
+
 use gangplank::{
     policy::Policy,
     webhook::registration::{Configurations, FailurePolicy, Reach, Registration},
 };
+use k8s_openapi::api::admissionregistration::v1::{MatchCondition, RuleWithOperations};
 use serde_json::{Value, json};
 
 fn registration() -> Registration {
@@ -57,15 +60,71 @@ fn validating(configurations: &Configurations) -> Vec<String> {
 
 #[test]
 fn the_configurations_under_the_default_policy() {
-    let Configurations {
-        mutating,
-        validating,
-    } = configurations(&json!({}));
-    insta::assert_snapshot!("mutating", serde_json::to_string_pretty(&mutating).unwrap());
-    insta::assert_snapshot!(
-        "validating",
-        serde_json::to_string_pretty(&validating).unwrap()
-    );
+    let configurations = configurations(&json!({}));
+    let mut text = String::new();
+    for (name, failure, rules, conditions) in entries(&configurations) {
+        writeln!(text, "{name} {failure}").unwrap();
+        for rule in rules {
+            let (groups, versions) = (rule.api_groups.unwrap(), rule.api_versions.unwrap());
+            let (resources, scope) = (rule.resources.unwrap(), rule.scope.unwrap());
+            writeln!(
+                text,
+                "  {} {} {} {} {scope}",
+                rule.operations.unwrap().join(","),
+                groups.join(","),
+                versions.join(","),
+                resources.join(",")
+            )
+            .unwrap();
+        }
+        for condition in conditions {
+            writeln!(text, "  {}:\n    {}", condition.name, condition.expression).unwrap();
+        }
+    }
+    insta::assert_snapshot!("configurations", text);
+}
+
+type Entry = (String, String, Vec<RuleWithOperations>, Vec<MatchCondition>);
+
+/// Name, failure policy, rules and conditions of every entry.
+fn entries(configurations: &Configurations) -> Vec<Entry> {
+    let mutating = configurations
+        .mutating
+        .webhooks
+        .iter()
+        .flatten()
+        .map(|webhook| {
+            (
+                &webhook.name,
+                &webhook.failure_policy,
+                &webhook.rules,
+                &webhook.match_conditions,
+            )
+        });
+    let validating = configurations
+        .validating
+        .webhooks
+        .iter()
+        .flatten()
+        .map(|webhook| {
+            (
+                &webhook.name,
+                &webhook.failure_policy,
+                &webhook.rules,
+                &webhook.match_conditions,
+            )
+        });
+    mutating
+        .chain(validating)
+        .map(|(name, failure, rules, conditions)| {
+            (
+                name.clone(),
+                failure.clone().unwrap(),
+                rules.clone().unwrap(),
+                conditions.clone().unwrap(),
+            )
+        })
+        .collect()
 }
 
 #[test]
