@@ -403,3 +403,20 @@ fn the_path_points_at_the_flag() {
         "spec.template.spec.containers[0].args[1]"
     );
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_command_line_is_read_without_panic(
+        command in proptest::collection::vec("[ -~\n$(){}'\"`=<>;|&\\\\]{0,40}", 0..4),
+        args in proptest::collection::vec("(-tp|-tp=|--tensor-parallel-size|--nnodes=|--|-|\\$\\(A\\)|sh|-c|vllm serve){0,1}.{0,12}", 0..6),
+        value in ".{0,20}",
+    ) {
+        let container = json!({
+            "image": "vllm/vllm-openai", "command": command, "args": args,
+            "env": [{"name": "A", "value": value}, {"name": "B", "value": "$(A)$(A)"}]
+        });
+        let _ = look(container);
+        let script = command.concat();
+        let _ = look(json!({"image": "x/sglang", "command": ["bash", "-c", script]}));
+    }
+}

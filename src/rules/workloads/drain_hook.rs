@@ -6,7 +6,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, NoParams, kinds},
-    subject::{at, workload::Serving},
+    subject::at,
 };
 
 declare_rule! {
@@ -78,7 +78,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let container = &serving.server.container;

@@ -5,7 +5,7 @@ use crate::{
     finding::{FieldPath, Finding},
     policy::SchedulerName,
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Serving},
+    subject::workload::Kind,
 };
 
 declare_rule! {
@@ -87,7 +87,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     if !matches!(declared.name, SchedulerName::Kai | SchedulerName::Auto) {
         return;
     }
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let template = &serving.set.template;

@@ -8,7 +8,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, kinds},
-    subject::{at, workload::Serving},
+    subject::at,
 };
 
 declare_rule! {
@@ -100,7 +100,7 @@ impl Default for Params {
 }
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let container = serving.server.container.value;

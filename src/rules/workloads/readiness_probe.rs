@@ -6,7 +6,6 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::Serving,
 };
 
 declare_rule! {
@@ -80,7 +79,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let container = &serving.server.container;
