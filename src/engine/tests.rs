@@ -261,6 +261,30 @@ fn scripts_and_variables_are_followed() {
 }
 
 #[test]
+fn launchers_in_front_of_an_engine_are_seen_through() {
+    for command in [
+        vec!["uv", "run", "vllm", "serve", "m", "-tp", "4"],
+        vec!["env", "A=b", "vllm", "serve", "m", "-tp", "4"],
+        vec!["tini", "--", "vllm", "serve", "m", "-tp", "4"],
+        vec![
+            "/usr/bin/python3.12",
+            "-u",
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "-tp=4",
+        ],
+        vec![
+            "sh",
+            "-c",
+            "nohup timeout 9 vllm serve m -tp 4 2>&1 | tee log",
+        ],
+    ] {
+        let found = look(json!({"image": "example/base", "command": command}));
+        assert_eq!(found.unwrap().2, known(4), "{command:?}");
+    }
+}
+
+#[test]
 fn config_maps_are_read_and_secrets_are_unknown() {
     let map = std::sync::Arc::new(json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "serving", "namespace": "n"},

@@ -99,9 +99,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         return;
     }
     let label = |key: &str| serving.workload.label(key).or_else(|| template.label(key));
-    match label(PREEMPTIBILITY) {
-        Some("non-preemptible") => return,
-        Some(_) | None => {}
+    if label(PREEMPTIBILITY) == Some("non-preemptible") {
+        return;
     }
     // The owner's label, the pod's label, the pod's class: KAI's own order.
     let owner = FieldPath::of(&["metadata", "labels", CLASS]);
