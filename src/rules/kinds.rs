@@ -10,12 +10,18 @@ pub enum Relevance {
     /// Every object; one that scales on nothing but cpu and memory cannot be denied at the door,
     /// where its target is not known, and so must not block.
     Metrics,
-    /// Only objects with a pod template, below these members of the object, that asks for an
-    /// accelerator or that we could not tell without reading it.
-    Accelerator {
-        /// Where the pod spec stands.
-        pod_spec: &'static [&'static str],
-    },
+    /// Only objects with a pod template that asks for an accelerator, or of which that cannot be told
+    /// without reading it.
+    Accelerator(&'static [PodSpecs]),
+}
+
+/// Where an object of a kind has pod specs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodSpecs {
+    /// The list whose elements each have one; empty where the object itself has it.
+    pub list: &'static [&'static str],
+    /// The pod spec, below the object or the list's element.
+    pub path: &'static [&'static str],
 }
 
 /// Karpenter's NodePool (karpenter.sh, pkg/apis/v1/nodepool.go, v1.14.1). `v1beta1` left the CRD
@@ -67,14 +73,21 @@ pub static DEPLOYMENT: Kind = Kind {
     resource: "deployments",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Accelerator {
-        pod_spec: &["spec", "template", "spec"],
-    },
+    relevance: POD_TEMPLATE,
 };
 
-const POD_TEMPLATE: Relevance = Relevance::Accelerator {
-    pod_spec: &["spec", "template", "spec"],
-};
+const POD_TEMPLATE: Relevance = Relevance::Accelerator(&[one(&["spec", "template", "spec"])]);
+
+const fn one(path: &'static [&'static str]) -> PodSpecs {
+    PodSpecs { list: &[], path }
+}
+
+const fn each(list: &'static [&'static str]) -> PodSpecs {
+    PodSpecs {
+        list,
+        path: &["template", "spec"],
+    }
+}
 
 /// The built-in StatefulSet.
 pub static STATEFUL_SET: Kind = Kind {
@@ -123,7 +136,10 @@ pub static LEADER_WORKER_SET: Kind = Kind {
     resource: "leaderworkersets",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Accelerator(&[
+        one(&["spec", "leaderWorkerTemplate", "leaderTemplate", "spec"]),
+        one(&["spec", "leaderWorkerTemplate", "workerTemplate", "spec"]),
+    ]),
 };
 
 /// KubeRay's RayCluster (ray.io/v1).
@@ -133,7 +149,10 @@ pub static RAY_CLUSTER: Kind = Kind {
     resource: "rayclusters",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Accelerator(&[
+        one(&["spec", "headGroupSpec", "template", "spec"]),
+        each(&["spec", "workerGroupSpecs"]),
+    ]),
 };
 
 /// KubeRay's RayService (ray.io/v1).
@@ -143,7 +162,16 @@ pub static RAY_SERVICE: Kind = Kind {
     resource: "rayservices",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Accelerator(&[
+        one(&[
+            "spec",
+            "rayClusterConfig",
+            "headGroupSpec",
+            "template",
+            "spec",
+        ]),
+        each(&["spec", "rayClusterConfig", "workerGroupSpecs"]),
+    ]),
 };
 
 /// KubeRay's RayJob (ray.io/v1).
@@ -153,7 +181,16 @@ pub static RAY_JOB: Kind = Kind {
     resource: "rayjobs",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Accelerator(&[
+        one(&[
+            "spec",
+            "rayClusterSpec",
+            "headGroupSpec",
+            "template",
+            "spec",
+        ]),
+        each(&["spec", "rayClusterSpec", "workerGroupSpecs"]),
+    ]),
 };
 
 /// Kinds that run pods and that the workload rules speak of.

@@ -22,6 +22,10 @@ const WARNING_LIMIT: usize = 256;
 /// The API server shows no more of all warnings together (the same file).
 const WARNINGS_LIMIT: usize = 4096;
 
+/// More of what to write instead than a terminal shows is of no use, and a skeleton may repeat an
+/// object of a megabyte.
+const INSTEAD_LIMIT: usize = 8 * 1024;
+
 /// The answer to a request that was reviewed.
 pub fn answer(policy: &Policy, uid: &str, subject: &Subject, review: &Review) -> Value {
     let denied = subject.door != Door::Mutate && review.verdict() == Verdict::Deny;
@@ -121,7 +125,13 @@ pub fn message(review: &Review) -> String {
         let _ = write!(text, "\n  why: {why}");
         if !finding.instead.is_empty() {
             text.push_str("\n  write instead:");
+            let mut length = 0;
             for line in finding.instead.lines() {
+                length += line.len();
+                if length > INSTEAD_LIMIT {
+                    text.push_str("\n    # ... cut here; gangplank check shows all of it");
+                    break;
+                }
                 text.push_str(if line.is_empty() { "\n" } else { "\n    " });
                 text.push_str(line);
             }
@@ -251,6 +261,15 @@ mod tests {
         );
         assert_eq!(response["auditAnnotations"]["verdict"], "deny");
         assert!(answer.get("request").is_none() && response.get("patch").is_none());
+    }
+
+    #[test]
+    fn a_denial_of_a_huge_object_stays_readable() {
+        let huge = "line of yaml\n".repeat(100_000);
+        let finding = finding(Level::Deny, "a duty cycle.").instead(huge);
+        let text = message(&review(vec![finding]));
+        assert!(text.len() < 2 * INSTEAD_LIMIT, "{}", text.len());
+        assert!(text.ends_with("gangplank check shows all of it"));
     }
 
     #[test]

@@ -25,7 +25,11 @@ use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
     policy::{Mode, Policy},
     review::EXEMPT_PREFIX,
-    rules::{Kind, RULES, kinds::Relevance, metadata_read},
+    rules::{
+        Kind, RULES,
+        kinds::{PodSpecs, Relevance},
+        metadata_read,
+    },
     webhook::TIMEOUT_SECONDS,
 };
 
@@ -291,7 +295,7 @@ fn ours(kind: &Kind) -> Vec<String> {
     }
     match kind.relevance {
         Relevance::Always | Relevance::Metrics => {}
-        Relevance::Accelerator { pod_spec } => parts.push(format!("({})", accelerator(pod_spec))),
+        Relevance::Accelerator(specs) => parts.push(format!("({})", accelerator(specs))),
     }
     parts
 }
@@ -340,16 +344,39 @@ fn value_of(object: &str, map: &str, key: &str) -> String {
     format!("(has({map}) && {key} in {map} ? [{map}[{key}]] : [])")
 }
 
-/// Whether the pod asks for an extended resource or a device claim, calls itself a model server, or
-/// is too large to look through. Extended resources are the ones with a domain
-/// (kubernetes.io/docs/concepts/configuration/manage-resources-containers).
-fn accelerator(pod_spec: &[&str]) -> String {
+/// Whether an object calls itself a model server, or one of its pod specs asks for an accelerator.
+fn accelerator(specs: &[PodSpecs]) -> String {
+    let model_server = crate::subject::MODEL_SERVER_LABEL;
+    let mut parts = vec![format!(
+        "(has(object.metadata.labels) && '{model_server}' in object.metadata.labels)"
+    )];
+    parts.extend(specs.iter().map(|specs| {
+        let (guard, path) = guarded("object", specs.list);
+        if specs.list.is_empty() {
+            return pod("object", specs.path);
+        }
+        let each = pod("g", specs.path);
+        format!("({guard}(size({path}) > {CHEAP} || {path}.exists(g, {each})))")
+    }));
+    parts.join(" || ")
+}
+
+/// The member at a path, and what asks for it step by step.
+fn guarded(object: &str, path: &[&str]) -> (String, String) {
     let mut guard = String::new();
-    let mut path = "object".to_owned();
-    for member in pod_spec {
-        let _ = write!(path, ".{member}");
-        let _ = write!(guard, "has({path}) && ");
+    let mut whole = object.to_owned();
+    for member in path {
+        let _ = write!(whole, ".{member}");
+        let _ = write!(guard, "has({whole}) && ");
     }
+    (guard, whole)
+}
+
+/// Whether a pod asks for an extended resource or a device claim, or has too many containers to look
+/// through. Extended resources are the ones with a domain
+/// (kubernetes.io/docs/concepts/configuration/manage-resources-containers).
+fn pod(object: &str, path: &[&str]) -> String {
+    let (guard, path) = guarded(object, path);
     let containers = |list: &str| {
         let asks = |map: &str| {
             format!("(has(c.resources.{map}) && c.resources.{map}.exists(r, r.contains('/')))")
@@ -361,16 +388,13 @@ fn accelerator(pod_spec: &[&str]) -> String {
             asks("requests"),
         )
     };
-    let model_server = crate::subject::MODEL_SERVER_LABEL;
-    let labelled =
-        format!("(has(object.metadata.labels) && '{model_server}' in object.metadata.labels)");
     // Resources of the pod as a whole count like a container's (KEP-2837).
     let pod_level = format!(
         "(has({path}.resources) && has({path}.resources.limits) && \
          {path}.resources.limits.exists(r, r.contains('/')))"
     );
     format!(
-        "{labelled} || ({guard}({} || {} || {pod_level} || has({path}.resourceClaims)))",
+        "({guard}({} || {} || {pod_level} || has({path}.resourceClaims)))",
         containers("containers"),
         containers("initContainers"),
     )
