@@ -12,7 +12,7 @@ use crate::{
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
     policy::{ExistingViolations, Mode, Policy, RuleLevel},
-    rules::{Context, Edits, Findings, RULES, Rule, metadata_read},
+    rules::{Context, Edits, Findings, Memo, RULES, Rule, metadata_read},
     subject::{Door, Operation, Subject, at},
 };
 
@@ -80,8 +80,9 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     let mut judged = None;
     if subject.door != Door::Validate && policy.mode == Mode::Enforce && !is_child {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
+        let memo = Memo::default();
         for rule in rules() {
-            findings.extend(fill(rule, policy, facts, subject, now, &mut patcher));
+            findings.extend(fill(rule, policy, facts, subject, now, &memo, &mut patcher));
         }
         let (value, operations) = patcher.finish();
         // In `check` silence is filled before the verdict, as it will be in the cluster; what
@@ -94,13 +95,14 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     if subject.door != Door::Mutate {
         let judged = judged.as_ref().unwrap_or(subject);
         let old = subject.as_it_stood();
+        let (memo, old_memo) = (Memo::default(), Memo::default());
         for rule in rules() {
-            let mut found = check(rule, policy, facts, judged, now);
+            let mut found = check(rule, policy, facts, judged, now, &memo);
             if let Some(old) = &old
                 && policy.existing_violations == ExistingViolations::Warn
                 && found.iter().any(|finding| finding.level == Level::Deny)
             {
-                ratchet(&mut found, &check(rule, policy, facts, old, now));
+                ratchet(&mut found, &check(rule, policy, facts, old, now, &old_memo));
             }
             if is_child {
                 // Refusing what a controller writes would only make it try again for ever.
@@ -180,12 +182,13 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
 }
 
 /// Makes a rule's fills, all of them or none.
-fn fill(
+fn fill<'a>(
     rule: &'static Rule,
-    policy: &Policy,
-    facts: &Facts,
-    subject: &Subject,
+    policy: &'a Policy,
+    facts: &'a Facts,
+    subject: &'a Subject,
     now: Timestamp,
+    memo: &'a Memo<'a>,
     patcher: &mut Patcher,
 ) -> Vec<Finding> {
     let (Some(fill), Some(effective)) = (rule.fill, policy.effective(rule, subject, facts)) else {
@@ -202,6 +205,7 @@ fn fill(
             policy,
             params: effective.params.as_ref(),
             now,
+            memo,
         },
         &mut edits,
     );
@@ -232,12 +236,13 @@ fn fill(
 }
 
 /// Judges an object by one rule, with the policy's level applied.
-fn check(
+fn check<'a>(
     rule: &'static Rule,
-    policy: &Policy,
-    facts: &Facts,
-    subject: &Subject,
+    policy: &'a Policy,
+    facts: &'a Facts,
+    subject: &'a Subject,
     now: Timestamp,
+    memo: &'a Memo<'a>,
 ) -> Vec<Finding> {
     let Some(effective) = policy.effective(rule, subject, facts) else {
         return Vec::new();
@@ -253,6 +258,7 @@ fn check(
             policy,
             params: effective.params.as_ref(),
             now,
+            memo,
         },
         &mut findings,
     );
