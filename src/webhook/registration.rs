@@ -27,9 +27,10 @@ use crate::{
     review::EXEMPT_PREFIX,
     rules::{
         Kind, RULES,
-        kinds::{PodSpecs, Relevance},
+        kinds::{PodTemplates, Relevance},
         metadata_read,
     },
+    subject::MODEL_SERVER_LABEL,
     webhook::TIMEOUT_SECONDS,
 };
 
@@ -344,21 +345,24 @@ fn value_of(object: &str, map: &str, key: &str) -> String {
     format!("(has({map}) && {key} in {map} ? [{map}[{key}]] : [])")
 }
 
-/// Whether an object calls itself a model server, or one of its pod specs asks for an accelerator.
-fn accelerator(specs: &[PodSpecs]) -> String {
-    let model_server = crate::subject::MODEL_SERVER_LABEL;
-    let mut parts = vec![format!(
-        "(has(object.metadata.labels) && '{model_server}' in object.metadata.labels)"
-    )];
-    parts.extend(specs.iter().map(|specs| {
-        let (guard, path) = guarded("object", specs.list);
-        if specs.list.is_empty() {
-            return pod("object", specs.path);
+/// Whether an object or one of its pod templates calls itself a model server, or one of these asks
+/// for an accelerator.
+fn accelerator(templates: &[PodTemplates]) -> String {
+    let mut parts = vec![held("object.metadata.labels", MODEL_SERVER_LABEL)];
+    parts.extend(templates.iter().map(|templates| {
+        let (guard, path) = guarded("object", templates.list);
+        if templates.list.is_empty() {
+            return template("object", templates.path);
         }
-        let each = pod("g", specs.path);
+        let each = template("g", templates.path);
         format!("({guard}(size({path}) > {CHEAP} || {path}.exists(g, {each})))")
     }));
     parts.join(" || ")
+}
+
+/// Whether a map that may be missing has a key.
+fn held(map: &str, key: &str) -> String {
+    format!("(has({map}) && '{key}' in {map})")
 }
 
 /// The member at a path, and what asks for it step by step.
@@ -372,11 +376,19 @@ fn guarded(object: &str, path: &[&str]) -> (String, String) {
     (guard, whole)
 }
 
-/// Whether a pod asks for an extended resource or a device claim, or has too many containers to look
-/// through. Extended resources are the ones with a domain
-/// (kubernetes.io/docs/concepts/configuration/manage-resources-containers).
-fn pod(object: &str, path: &[&str]) -> String {
-    let (guard, path) = guarded(object, path);
+/// Whether a pod asks for an extended resource, a device claim or a share of a GPU, calls itself a
+/// model server, or has too many containers to look through. Extended resources are the ones with a
+/// domain (kubernetes.io/docs/concepts/configuration/manage-resources-containers); shares are asked
+/// for by annotation (KAI Scheduler, pkg/common/constants/constants.go).
+fn template(object: &str, path: &[&str]) -> String {
+    let (guard, template) = guarded(object, path);
+    let metadata = format!(
+        "(has({template}.metadata) && ({} || {} || {}))",
+        held(&format!("{template}.metadata.labels"), MODEL_SERVER_LABEL),
+        held(&format!("{template}.metadata.annotations"), "gpu-fraction"),
+        held(&format!("{template}.metadata.annotations"), "gpu-memory"),
+    );
+    let path = format!("{template}.spec");
     let containers = |list: &str| {
         let asks = |map: &str| {
             format!("(has(c.resources.{map}) && c.resources.{map}.exists(r, r.contains('/')))")
@@ -394,7 +406,8 @@ fn pod(object: &str, path: &[&str]) -> String {
          {path}.resources.limits.exists(r, r.contains('/')))"
     );
     format!(
-        "({guard}({} || {} || {pod_level} || has({path}.resourceClaims)))",
+        "({guard}({metadata} || (has({path}) && ({} || {} || {pod_level} || \
+         has({path}.resourceClaims)))))",
         containers("containers"),
         containers("initContainers"),
     )

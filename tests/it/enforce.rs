@@ -748,9 +748,12 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     many["spec"]["template"]["spec"]["containers"] = (0..65).map(container).collect();
     let mut labelled = plain("sent-labelled");
     labelled["metadata"]["labels"] = json!({"gangplank.dev/model-server": "true"});
+    let mut share = plain("sent-share");
+    share["spec"]["template"]["metadata"]["annotations"] = json!({"gpu-fraction": "0.5"});
     let mut few = plain("quiet-few");
     few["spec"]["template"]["spec"]["containers"] = (0..64).map(container).collect();
     for object in [
+        &share,
         &claims,
         &init,
         &requests,
@@ -766,6 +769,7 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     }
     let log = guarded.gangplank.log();
     for name in [
+        "sent-share",
         "sent-claims",
         "sent-init",
         "sent-requests",
