@@ -189,6 +189,89 @@ async fn what_the_old_object_had_warns_and_what_is_new_denies() {
     assert_eq!(causes[0]["reason"], "gpu-memory-signal");
 }
 
+/// A vLLM server over the GPUs of one pod on the default scheduler.
+fn server() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "llm", "namespace": "inference"},
+        "spec": {"replicas": 1, "template": {"spec": {"schedulerName": "default-scheduler", "containers": [{
+            "name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
+            "args": ["--model=m", "--tensor-parallel-size=8"],
+            "resources": {"limits": {"nvidia.com/gpu": "8"}},
+        }]}}},
+    })
+}
+
+fn owned_by(kind: &str, api_version: &str, mut object: Value) -> Value {
+    object["metadata"]["ownerReferences"] = json!([
+        {"apiVersion": api_version, "kind": kind, "name": "llm", "uid": "u", "controller": true},
+    ]);
+    object
+}
+
+#[tokio::test]
+async fn a_child_that_loses_its_controller_is_judged_in_its_own_right() {
+    let desk = Arc::new(desk());
+    let child = owned_by("InferenceService", "serving.kserve.io/v1beta1", server());
+    let allowed = async |review: Value| {
+        let (_, answer) = post(&desk, "/validate", review.to_string()).await;
+        answer["response"]["allowed"].as_bool().unwrap()
+    };
+    assert!(
+        allowed(review_of("CREATE", &child, &Value::Null)).await,
+        "its parent is not judged"
+    );
+    assert!(
+        !allowed(review_of("UPDATE", &server(), &child)).await,
+        "the owner alone is dropped"
+    );
+    let mut changed = server();
+    changed["spec"]["replicas"] = json!(2);
+    assert!(
+        !allowed(review_of("UPDATE", &changed, &child)).await,
+        "and with a change beside it"
+    );
+    // Orphaning is the garbage collector's work, and it would never stop trying.
+    let mut orphaned = review_of("UPDATE", &server(), &child);
+    orphaned["request"]["userInfo"]["username"] =
+        json!("system:serviceaccount:kube-system:generic-garbage-collector");
+    assert!(allowed(orphaned).await);
+    // Standing alone for longer it is an existing violation like any other.
+    assert!(allowed(review_of("UPDATE", &changed, &server())).await);
+}
+
+#[tokio::test]
+async fn what_only_warned_before_forgives_nothing() {
+    let desk = Arc::new(desk());
+    let mut old = server();
+    old["spec"]["template"]["spec"]["schedulerName"] = json!("kai-scheduler");
+    old["spec"]["replicas"] = json!(4);
+    old["metadata"]["labels"] = json!({"kai.scheduler/queue": "llm"});
+    old["metadata"]["annotations"] = json!({"kai.scheduler/batch-min-member": "4"});
+    let mut new = old.clone();
+    new["metadata"]["annotations"] = json!({"kai.scheduler/batch-min-member": "x"});
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("CREATE", &old, &Value::Null).to_string(),
+    )
+    .await;
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    assert!(
+        answer["response"]["warnings"]
+            .to_string()
+            .contains("gang-scheduling"),
+        "{answer}"
+    );
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("UPDATE", &new, &old).to_string(),
+    )
+    .await;
+    assert_eq!(answer["response"]["allowed"], false, "{answer}");
+}
+
 #[tokio::test]
 async fn malformed_requests_get_a_definite_answer() {
     let desk = Arc::new(desk());
