@@ -406,6 +406,7 @@ pub struct Policy {
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
     catalog: Catalog,
+    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -642,6 +643,19 @@ impl Policy {
                 })?;
             catalog.site_metrics = Some(metrics);
         }
+        let without_effect = [
+            (
+                "exemptions.namespaces",
+                !file.exemptions.namespaces.is_empty(),
+            ),
+            (
+                "exemptions.reviewRequired",
+                !file.exemptions.review_required.is_empty(),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(member, set)| set.then_some(member))
+        .collect();
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -651,6 +665,7 @@ impl Policy {
             production,
             queues,
             catalog,
+            without_effect,
             hash: fingerprint(document),
         })
     }
@@ -724,6 +739,12 @@ impl Policy {
         &self.catalog
     }
 
+    /// Members that are set and that this version does not act on yet. They are read strictly all the
+    /// same.
+    pub fn without_effect(&self) -> &[&'static str] {
+        &self.without_effect
+    }
+
     /// Tells policies apart: the same text gives the same hash on every replica.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -745,6 +766,7 @@ impl Default for Policy {
             production: Namespaces::default(),
             queues: Vec::new(),
             catalog: Catalog::default(),
+            without_effect: Vec::new(),
             hash: String::new(),
         })
     }

@@ -64,6 +64,11 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
+    for member in policy.without_effect() {
+        report::complain(&format!(
+            "the policy's {member} has no effect in this version"
+        ));
+    }
     let mut reader = Reader::default();
     for path in &args.paths {
         reader.path(path);

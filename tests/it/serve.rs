@@ -17,15 +17,19 @@ const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 /// A certificate for localhost, its key, and the folder that holds both as files.
 fn certificate() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
+    write_certificate(folder.path());
+    folder
+}
+
+fn write_certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let signed = rcgen::CertificateParams::new(names)
         .unwrap()
         .self_signed(&key)
         .unwrap();
-    fs::write(folder.path().join("tls.crt"), signed.pem()).unwrap();
-    fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
-    folder
+    fs::write(folder.join("tls.crt"), signed.pem()).unwrap();
+    fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
 }
 
 fn serve_with(folder: &Path) -> Result<Gangplank> {
@@ -153,6 +157,80 @@ async fn garbage_disturbs_nobody_else() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_renewed_certificate_is_served_and_open_connections_go_on() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path())?;
+    let before = client(folder.path(), &version::TLS13, true);
+    post(&before, &gangplank, review("before")).await?;
+    // Half of a pair is not taken.
+    let key = fs::read(folder.path().join("tls.key"))?;
+    fs::write(folder.path().join("tls.key"), "half")?;
+    let complains = || {
+        gangplank
+            .log()
+            .contains("keeping the serving certificate")
+            .then_some(())
+    };
+    eventually("the half pair is refused", SOON, complains)?;
+    fs::write(folder.path().join("tls.key"), key)?;
+    post(&before, &gangplank, review("between")).await?;
+
+    write_certificate(folder.path());
+    let taken = || {
+        gangplank
+            .log()
+            .contains("another serving certificate")
+            .then_some(())
+    };
+    eventually("the new pair is taken", SOON, taken)?;
+    let after = client(folder.path(), &version::TLS13, true);
+    assert_eq!(post(&after, &gangplank, review("after")).await?.0, 200);
+    assert_eq!(
+        post(&before, &gangplank, review("still open")).await?.0,
+        200
+    );
+    Ok(())
+}
+
+#[test]
+fn an_api_server_that_never_answers_does_not_keep_it_from_stopping() -> Result<()> {
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "silent",
+        "contexts": [{"name": "silent", "context": {"cluster": "silent", "user": "nobody"}}],
+        "clusters": [{"name": "silent", "cluster": {"server": format!("http://{}", silent.local_addr()?)}}],
+        "users": [{"name": "nobody", "user": {}}],
+    });
+    fs::write(&kubeconfig, config.to_string())?;
+    let mut command = Command::new(BINARY);
+    command
+        .args([
+            "serve",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--register",
+        ])
+        .args(["--log-format=json", "--kubeconfig"])
+        .arg(&kubeconfig)
+        .stderr(std::process::Stdio::piped());
+    let mut process = command.spawn()?;
+    let (_held, _) = silent.accept()?;
+    let status = Command::new("kill")
+        .args(["-TERM", &process.id().to_string()])
+        .status()?;
+    assert!(status.success());
+    let ended = eventually("it stops", SOON, || process.try_wait().ok().flatten());
+    if ended.is_err() {
+        process.kill()?;
+    }
+    assert_eq!(ended?.code(), Some(0));
+    Ok(())
+}
+
 fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
     use std::io::Read as _;
     let mut stream = TcpStream::connect(gangplank.admin())?;
@@ -240,10 +318,7 @@ fn a_start_that_cannot_work_exits_2_and_says_why() -> Result<()> {
             vec![&*policy],
             "policy.yaml:3:1: mode: unknown variant `dryrun`",
         ),
-        (
-            vec!["--register", "--url=http://127.0.0.1"],
-            "is not an https URL",
-        ),
+        (vec!["--url=http://127.0.0.1"], "is not an https URL"),
         (
             vec!["--register", "--kubeconfig=/nonexistent"],
             "/nonexistent",
