@@ -84,9 +84,10 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
             .message(harmless(&wrap(&finding.message))),
     );
     if !finding.instead.is_empty() {
-        group = group.element(
-            Shown::HELP.message(format!("write instead:\n{}", finding.instead.trim_end())),
-        );
+        group = group.element(Shown::HELP.message(format!(
+            "write instead:\n{}",
+            harmless(finding.instead.trim_end())
+        )));
     }
     if finding.level != Level::Info
         && let Some(rule) = rules::rule(finding.rule)
@@ -174,7 +175,7 @@ fn summary(report: &Report) -> String {
         let _ = writeln!(
             text,
             "passed by: {} without apiVersion and kind",
-            plural(report.passed_by.other_yaml, "file", "files")
+            plural(report.passed_by.other_yaml, "document", "documents")
         );
     }
     if report.passed_by.templates > 0 {
