@@ -34,9 +34,6 @@ use crate::{
     },
 };
 
-/// How often the webhook configurations are written again, in case somebody changed them.
-const REGISTRATION_PERIOD: Duration = Duration::from_secs(60);
-
 /// The first pause after a failed registration; it doubles up to the period.
 const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
 
@@ -116,6 +113,10 @@ pub struct Args {
     /// What becomes of a write that may be denied while we do not answer
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
+
+    /// How often the webhook configurations are written again, in case somebody changed them
+    #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
+    registration_period: GoDuration,
 
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -303,12 +304,14 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     health.serving();
     let mut upkeep = if let Some(client) = client {
         let health = Arc::clone(&health);
+        let period = Duration::from(args.registration_period);
         tokio::spawn(register(
             client,
             registration,
             bundle,
             desk,
             health,
+            period,
             stopped,
         ))
     } else {
@@ -342,6 +345,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     }
     let _ = stop.send(true);
     handle.graceful_shutdown(Some(DRAIN_LIMIT));
+    tracing::info!("stopped accepting; finishing what is in flight");
     admission.await?.context("the admission port failed")?;
     upkeep.await.context("the registration failed")?;
     renewal.await.context("the certificate's renewal failed")?;
@@ -543,6 +547,7 @@ async fn register(
     bundle: Arc<ArcSwap<Vec<u8>>>,
     desk: Arc<Desk>,
     health: Arc<Health>,
+    period: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut backoff = REGISTRATION_BACKOFF;
@@ -573,12 +578,12 @@ async fn register(
                     announced = true;
                 }
                 backoff = REGISTRATION_BACKOFF;
-                REGISTRATION_PERIOD
+                period
             }
             Err(error) => {
                 tracing::error!("{error}; trying again in {backoff:?}");
                 let pause = backoff;
-                backoff = (backoff * 2).min(REGISTRATION_PERIOD);
+                backoff = (backoff * 2).min(period);
                 pause
             }
         };

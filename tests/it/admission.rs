@@ -129,7 +129,7 @@ async fn what_is_going_away_or_not_ours_or_unchanged_is_let_through() {
     let mut other = bad.clone();
     other["kind"] = json!("Widget");
     for (what, review) in [
-        ("DELETE", review_of("DELETE", &Value::Null, &bad)),
+        ("DELETE", review_of("DELETE", &bad, &bad)),
         ("CONNECT", review_of("CONNECT", &bad, &Value::Null)),
         (
             "deletionTimestamp",
@@ -498,41 +498,133 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+/// Every object of every fixture.
+fn specimens() -> Vec<Value> {
+    let texts = gangplank::rules::RULES
+        .iter()
+        .flat_map(|rule| crate::fixtures::fixtures(rule.id));
+    texts
+        .flat_map(|(_, text)| gangplank::source::read(&text))
+        .map(|document| (*document.unwrap().value).clone())
+        .collect()
+}
 
-    #[test]
-    fn any_object_of_any_kind_is_answered_and_patches_apply(
-        spec in any_json(),
-        metadata in any_json(),
-        old in any_json(),
-        kind in prop::sample::select(vec![
-            "autoscaling/v2 HorizontalPodAutoscaler", "keda.sh/v1alpha1 ScaledObject",
-            "karpenter.sh/v1 NodePool", "karpenter.sh/v1beta1 NodePool", "apps/v1 Deployment",
-        ]),
-        update in any::<bool>(),
-    ) {
-        use gangplank::subject::{Door, Operation};
-        let (api_version, kind) = kind.split_once(' ').unwrap();
-        let object = |spec: &Value| json!({
-            "apiVersion": api_version, "kind": kind, "metadata": metadata.clone(), "spec": spec.clone(),
-        });
-        let base = Subject::from_manifest(Arc::new(object(&spec))).unwrap();
-        let policy = Policy::default();
-        for door in [Door::Mutate, Door::Validate, Door::Check, Door::Audit] {
-            let mut subject = Subject { door, ..base.clone() };
-            if update {
-                subject.operation = Operation::Update;
-                subject.old = Some(Arc::new(object(&old)));
-            }
-            let once = gangplank::review::review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
-            let mut patched = (*subject.value).clone();
-            json_patch::patch(&mut patched, &once.patch).unwrap();
-            let again = gangplank::review::review(&policy, &Facts::unknown(), &subject.with_value(patched), Timestamp::UNIX_EPOCH);
-            prop_assert!(again.patch.0.is_empty(), "{:?} after {:?}", again.patch, once.patch);
-            if door == Door::Mutate || door == Door::Validate {
-                prop_assert!(door == Door::Validate || once.findings.iter().all(|finding| finding.filled));
-            }
+/// The pointers of every value in a value.
+fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+    all.push(at.to_owned());
+    let step = |key: &str| format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
+    match value {
+        Value::Object(members) => {
+            members
+                .iter()
+                .for_each(|(key, value)| places(value, &step(key), all));
+        }
+        Value::Array(list) => {
+            list.iter()
+                .enumerate()
+                .for_each(|(index, value)| places(value, &step(&index.to_string()), all));
+        }
+        _ => {}
+    }
+}
+
+/// The value with something else at some of its places.
+fn damaged(value: &Value, damage: &[(prop::sample::Index, Value)]) -> Value {
+    let mut value = value.clone();
+    for (index, other) in damage {
+        let mut all = Vec::new();
+        places(&value, "", &mut all);
+        let place = index.get(&all);
+        // The kind stays: another one is another specimen.
+        if !["", "/apiVersion", "/kind"].contains(&place.as_str()) {
+            *value.pointer_mut(place).unwrap() = other.clone();
         }
     }
+    value
+}
+
+/// Real objects with a few values replaced by anything: nothing panics, patches apply, what was
+/// filled is not filled again, and what the patch does not name stays as it was.
+#[test]
+fn any_damage_to_any_object_is_answered_and_patches_apply() {
+    use gangplank::subject::{Door, Operation};
+    use proptest::test_runner::{Config, TestRunner};
+    use std::cell::Cell;
+
+    let specimens = specimens();
+    let policy = Policy::default();
+    let patched = Cell::new(0);
+    let damage = || prop::collection::vec((any::<prop::sample::Index>(), any_json()), 0..4);
+    let strategy = (
+        any::<prop::sample::Index>(),
+        damage(),
+        damage(),
+        any::<bool>(),
+    );
+    let config = Config {
+        cases: 1024,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&strategy, |(index, new, old, update)| {
+        let specimen = index.get(&specimens);
+        let object = damaged(specimen, &new);
+        let base = Subject::from_manifest(Arc::new(object)).unwrap();
+        for door in [Door::Mutate, Door::Validate, Door::Check, Door::Audit] {
+            let mut subject = Subject {
+                door,
+                ..base.clone()
+            };
+            if update {
+                subject.operation = Operation::Update;
+                subject.old = Some(Arc::new(damaged(specimen, &old)));
+            }
+            let ask = |subject: &Subject| {
+                gangplank::review::review(
+                    &policy,
+                    &Facts::unknown(),
+                    subject,
+                    Timestamp::UNIX_EPOCH,
+                )
+            };
+            let once = ask(&subject);
+            let mut after = (*subject.value).clone();
+            json_patch::patch(&mut after, &once.patch).unwrap();
+            let again = ask(&subject.with_value(after.clone()));
+            prop_assert!(
+                again.patch.0.is_empty(),
+                "{:?} after {:?}",
+                again.patch,
+                once.patch
+            );
+            prop_assert!(
+                door != Door::Mutate || once.findings.iter().all(|finding| finding.filled)
+            );
+            // Nothing that was there is gone or another, but for the places that the patch names.
+            let mut all = Vec::new();
+            places(&subject.value, "", &mut all);
+            let named: Vec<String> = once
+                .patch
+                .0
+                .iter()
+                .map(|operation| operation.path().to_string())
+                .collect();
+            for place in all {
+                let touched = named.iter().any(|path| {
+                    path.starts_with(&place) || place.starts_with(path.trim_end_matches("/-"))
+                });
+                if !touched {
+                    prop_assert_eq!(subject.value.pointer(&place), after.pointer(&place));
+                }
+            }
+            patched.set(patched.get() + usize::from(!once.patch.0.is_empty()));
+        }
+        Ok(())
+    });
+    result.unwrap();
+    assert!(
+        patched.get() > 100,
+        "only {} of the objects were filled",
+        patched.get()
+    );
 }

@@ -10,6 +10,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 use serde_json::{Value, json};
 
+use gangplank::webhook::BODY_LIMIT;
+
 use crate::harness::{Gangplank, SOON, eventually, leash::Signal};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
@@ -143,9 +145,12 @@ async fn garbage_disturbs_nobody_else() -> Result<()> {
                 (code, answer["response"]["uid"].as_str()),
                 (200, Some(uid.as_str()))
             );
-            if let Ok((code, answer)) = ill {
-                assert!(code == 400 || code == 413, "{code}: {answer}");
-                assert_eq!(answer["response"]["allowed"], false);
+            match ill {
+                Ok((code, answer)) => {
+                    assert!(code == 400 || code == 413, "{code}: {answer}");
+                    assert_eq!(answer["response"]["allowed"], false);
+                }
+                Err(error) => assert!(bad[index % bad.len()].len() > BODY_LIMIT, "{error}"),
             }
             anyhow::Ok(())
         }
@@ -231,7 +236,7 @@ fn an_api_server_that_never_answers_does_not_keep_it_from_stopping() -> Result<(
     Ok(())
 }
 
-fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
     use std::io::Read as _;
     let mut stream = TcpStream::connect(gangplank.admin())?;
     write!(
@@ -281,6 +286,25 @@ async fn after_sigterm_it_is_not_ready_serves_on_and_exits_0() -> Result<()> {
     assert_eq!(get(&gangplank, "/readyz")?.0, 503);
     assert_eq!(get(&gangplank, "/livez")?.0, 200);
     assert_eq!(post(&client, &gangplank, review("during")).await?.0, 200);
+    // A request that is half sent when the port closes is answered all the same.
+    let whole = review("half");
+    let (first, second) = whole.split_at(20);
+    let (first, second) = (first.to_owned(), second.to_owned());
+    let closing = gangplank.log_waiter("stopped accepting");
+    let parts = futures_util::stream::unfold(Some((first, Some(second), closing)), |state| async {
+        let (part, next, closing) = state?;
+        if next.is_none() {
+            // Not before the delay is over and the port is closed.
+            tokio::task::spawn_blocking(closing.clone())
+                .await
+                .ok()?
+                .ok()?;
+        }
+        let state = next.map(|next| (next, None, closing));
+        Some((Ok::<_, std::io::Error>(part), state))
+    });
+    let (code, answer) = post(&client, &gangplank, Body::from_stream(parts)).await?;
+    assert_eq!((code, &answer["response"]["uid"]), (200, &json!("half")));
     assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
     let silent = || {
         TcpStream::connect(gangplank.webhook())
