@@ -349,6 +349,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -423,7 +425,7 @@ mod tests {
     fn a_large_dump_is_read_and_a_bomb_is_not() {
         let mut dump = String::from("items:\n");
         for index in 0..60_000 {
-            dump.push_str(&format!("- {{a: {index}, b: [x, y]}}\n"));
+            writeln!(dump, "- {{a: {index}, b: [x, y]}}").unwrap();
         }
         assert!(read(&dump)[0].is_ok(), "{:?}", read(&dump)[0]);
         let comments = format!("a:\n{}  b: 1\n", "  # why\n".repeat(200));
@@ -431,10 +433,12 @@ mod tests {
         let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..12 {
             let below = format!("*a{}, ", level - 1).repeat(10);
-            bomb.push_str(&format!(
-                "a{level}: &a{level} [{}]\n",
+            writeln!(
+                bomb,
+                "a{level}: &a{level} [{}]",
                 below.trim_end_matches(", ")
-            ));
+            )
+            .unwrap();
         }
         assert!(read(&bomb)[0].is_err());
     }

@@ -421,21 +421,17 @@ enum Source {
 
 impl Certificate {
     fn load(args: &Args, listening: SocketAddr, now: SystemTime) -> anyhow::Result<Self> {
-        let (identity, bundle, source) = match (&args.tls_cert, &args.tls_key) {
-            (Some(certificate), Some(key)) => {
+        let (identity, bundle, source) =
+            if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
                 let authority = args.tls_ca.as_ref().unwrap_or(certificate);
                 let source = Source::Files {
                     certificate: certificate.clone(),
                     key: key.clone(),
                     authority: authority.clone(),
                 };
-                (
-                    files::load(certificate, key, now)?,
-                    files::bundle(authority)?,
-                    source,
-                )
-            }
-            _ => {
+                let identity = files::load(certificate, key, now)?;
+                (identity, files::bundle(authority)?, source)
+            } else {
                 let authority = Authority::new(now)?;
                 let names = names(args, listening);
                 let identity = authority.sign(&names, now).with_context(|| {
@@ -447,8 +443,7 @@ impl Certificate {
                     bundle,
                     Source::Authority(Box::new(authority), names),
                 )
-            }
-        };
+            };
         Ok(Self {
             resolver: Arc::new(Resolver::new(identity)),
             bundle: Arc::new(ArcSwap::from_pointee(bundle)),
