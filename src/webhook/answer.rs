@@ -212,6 +212,7 @@ fn annotations(policy: &Policy, review: &Review) -> Value {
     json!({
         "verdict": review.verdict().as_str(),
         "rules": rules.join(","),
+        "exemptions": "",
         "policy": policy.hash(),
     })
 }

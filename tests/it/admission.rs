@@ -303,11 +303,15 @@ async fn malformed_requests_get_a_definite_answer() {
 #[tokio::test]
 async fn media_type_size_and_method_are_held_to() {
     let desk = Arc::new(desk());
-    let yaml = Request::post("/")
-        .header(header::CONTENT_TYPE, "application/yaml")
-        .body("a: 1".into());
-    let response = send(&desk, "/validate", yaml.unwrap()).await;
-    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let good = review_of("CREATE", &hpa("up"), &Value::Null);
+    for media in ["application/yaml", "text/plain; charset=utf-8", ""] {
+        let request = Request::post("/")
+            .header(header::CONTENT_TYPE, media)
+            .body(good.to_string().into());
+        let (code, answer) = read(send(&desk, "/validate", request.unwrap()).await).await;
+        assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(answer["response"]["uid"], good["request"]["uid"]);
+    }
     let large = vec![b' '; BODY_LIMIT + 1];
     assert_eq!(
         post(&desk, "/mutate", large.clone()).await.0,
