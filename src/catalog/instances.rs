@@ -65,6 +65,8 @@ enum Scheme {
     Azure,
     /// `a2-highgpu-1g`: family `a2`, category `a`.
     Gcp,
+    /// `ecs.gn7i-c8g1.2xlarge`: family `ecs.gn7i-c8g1`, category `gn`, generation 7.
+    Alibaba,
     /// Nothing to be read from them.
     Plain,
 }
@@ -109,6 +111,7 @@ struct LabelRow {
     key: String,
     means: Meaning,
     alias: Option<String>,
+    provider: Option<String>,
     #[serde(rename = "source")]
     _source: String,
     #[serde(rename = "checked")]
@@ -123,6 +126,8 @@ struct ProviderRow {
     scheme: Scheme,
     #[serde(default)]
     taints_itself: bool,
+    #[serde(default)]
+    offered_with_taint: BTreeMap<String, Vec<String>>,
     devices: Option<NoDevices>,
     #[serde(default)]
     categories: Vec<Row>,
@@ -153,7 +158,7 @@ pub struct Row {
     /// Whether the GPUs can be partitioned (MIG); none where that is not known.
     #[serde(default)]
     pub mig: Option<bool>,
-    /// Devices by size, `*` for every other size.
+    /// Devices by size, `*` for every other size; 0 where what they hold is no whole device.
     #[serde(default)]
     pub gpus: BTreeMap<String, u32>,
     /// Where it is written.
@@ -209,12 +214,13 @@ impl Vendor {
 pub struct Provider {
     /// Its id in the table.
     pub id: String,
-    /// Whether its GPU nodes come tainted without the NodePool saying so.
+    /// Whether its node classes can taint GPU nodes without the NodePool saying so.
     pub taints_itself: bool,
     /// Whether it has no accelerators at all.
     pub without_devices: bool,
     groups: Vec<String>,
     scheme: Scheme,
+    offered_with_taint: BTreeMap<String, Vec<String>>,
     categories: Vec<Row>,
     rows: Vec<Row>,
 }
@@ -252,6 +258,12 @@ impl Machine<'_> {
         let gpus = &self.row?.gpus;
         gpus.get(size).or_else(|| gpus.get("*")).copied()
     }
+
+    /// Whether it counts no unit of its vendor's resource, for it holds a share of a device only.
+    pub fn holds_a_share(&self) -> bool {
+        self.row
+            .is_some_and(|row| !row.gpus.is_empty() && row.gpus.values().all(|gpus| *gpus == 0))
+    }
 }
 
 /// At which level a name stands.
@@ -269,6 +281,7 @@ pub enum Level {
 struct Label {
     means: Meaning,
     alias: Option<String>,
+    provider: Option<String>,
 }
 
 /// The table, with what a policy adds.
@@ -324,6 +337,7 @@ impl InstanceCatalog {
                         Label {
                             means: row.means,
                             alias: row.alias,
+                            provider: row.provider,
                         },
                     )
                 })
@@ -337,6 +351,7 @@ impl InstanceCatalog {
                     scheme: row.scheme,
                     taints_itself: row.taints_itself,
                     without_devices: row.devices.is_some(),
+                    offered_with_taint: row.offered_with_taint,
                     categories: row.categories,
                     rows: row.rows,
                 })
@@ -454,6 +469,18 @@ impl InstanceCatalog {
         self.labels.get(key).map(|label| label.means)
     }
 
+    /// Whether machines of that provider carry the label: not where it is another's. A requirement
+    /// on a label that an instance type does not carry is not compared with it.
+    pub fn is_label_of(&self, key: &str, provider: &Provider) -> bool {
+        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+        let owner = self
+            .labels
+            .get(key)
+            .and_then(|label| label.provider.as_ref())
+            .or_else(|| self.provider(domain).map(|owner| &owner.id));
+        owner.is_none_or(|owner| *owner == provider.id)
+    }
+
     /// The key that Karpenter takes a node label for.
     pub fn normalized<'k>(&'k self, key: &'k str) -> &'k str {
         self.labels
@@ -476,6 +503,12 @@ impl InstanceCatalog {
 }
 
 impl Provider {
+    /// The keys of which a NoSchedule taint must stand in a NodePool with a node class of that
+    /// group, or no machine with devices is offered to it. None where that is not so.
+    pub fn offered_with_taint(&self, group: &str) -> Option<&[String]> {
+        self.offered_with_taint.get(group).map(Vec::as_slice)
+    }
+
     /// The machines that a name may stand for; empty where the name is not known.
     pub fn machines_named(&self, level: Level, name: &str) -> Vec<Machine<'_>> {
         let parts = match level {
@@ -606,6 +639,10 @@ impl Provider {
                     .map(String::from),
                 ..Parts::default()
             },
+            // The family's label has the first two of three parts.
+            Scheme::Alibaba => name
+                .rsplit_once('.')
+                .map_or_else(Parts::default, |(family, _)| self.parts_of_family(family)),
             Scheme::Plain => Parts::default(),
         }
     }
@@ -615,12 +652,14 @@ impl Provider {
             family: Some(name.to_owned()),
             ..Parts::default()
         };
-        if !matches!(self.scheme, Scheme::Aws | Scheme::Gcp) {
-            return parts;
-        }
-        // As Karpenter takes them apart (aws/karpenter-provider-aws
-        // pkg/providers/instancetype/types.go, instanceTypeScheme): letters, for some the terabytes
-        // of memory, then the generation.
+        let name = match self.scheme {
+            Scheme::Aws | Scheme::Gcp => name,
+            Scheme::Alibaba => name.strip_prefix("ecs.").unwrap_or_default(),
+            Scheme::Azure | Scheme::Plain => return parts,
+        };
+        // As Karpenter takes them apart (aws/karpenter-provider-aws and
+        // cloudpilot-ai/karpenter-provider-alibabacloud pkg/providers/instancetype/types.go,
+        // instanceTypeScheme): letters, for some the terabytes of memory, then the generation.
         let letters = name
             .find(|c: char| !c.is_ascii_lowercase())
             .unwrap_or(name.len());
@@ -819,6 +858,28 @@ mod tests {
         assert_eq!(kinds("gcp", Level::Type, "a3-megagpu-8g"), gpu("nvidia"));
         assert_eq!(kinds("gcp", Level::Family, "n2d"), [(Device::Cpu, None)]);
         assert_eq!(
+            kinds("gcp", Level::Type, "g1-small"),
+            [(Device::Cpu, None)],
+            "a shared core"
+        );
+        assert_eq!(
+            kinds("azure", Level::Type, "Standard_NV4as_v4"),
+            [(Device::Cpu, None)],
+            "its share of a GPU is not counted"
+        );
+        for family in ["ecs.sccgn7ex", "ecs.vgn6i-m4-vws", "ecs.gn9-c8g1"] {
+            assert_eq!(
+                kinds("alibaba", Level::Family, family),
+                gpu("nvidia"),
+                "{family}"
+            );
+        }
+        assert_eq!(
+            kinds("alibaba", Level::Type, "ecs.e-c1m1.large"),
+            [(Device::Cpu, None)]
+        );
+        assert!(kinds("alibaba", Level::Type, "ecs.zz1.large").is_empty());
+        assert_eq!(
             kinds("alibaba", Level::Type, "ecs.gn7i-c8g1.2xlarge"),
             gpu("nvidia")
         );
@@ -837,6 +898,10 @@ mod tests {
         assert_eq!(
             kinds("ibm", Level::Type, "gx3d-160x1792x8gaudi3"),
             gpu("habana")
+        );
+        assert_eq!(
+            kinds("ibm", Level::Type, "gx3d-160x1792x8h100"),
+            gpu("nvidia")
         );
         assert_eq!(kinds("ibm", Level::Type, "bx2-4x16"), [(Device::Cpu, None)]);
         assert!(kinds("kwok", Level::Type, "g5.xlarge").is_empty());
@@ -858,6 +923,22 @@ mod tests {
             "node.kubernetes.io/instance-type"
         );
         assert_eq!(catalog.provider("karpenter-ibm.sh").unwrap().id, "ibm");
+        for (key, label) in &catalog.labels {
+            let known = |id: &String| catalog.providers.iter().any(|one| one.id == *id);
+            assert!(label.provider.as_ref().is_none_or(known), "{key}");
+            let carried = |one: &&Provider| catalog.is_label_of(key, one);
+            let carriers = catalog.providers.iter().filter(carried).count();
+            let everywhere = key.contains("kubernetes.io/");
+            assert_eq!(
+                carriers,
+                if everywhere {
+                    catalog.providers.len()
+                } else {
+                    1
+                },
+                "{key}"
+            );
+        }
         assert!(catalog.provider("compute.coreweave.com").is_none());
     }
 
@@ -872,6 +953,10 @@ mod tests {
         assert_eq!(of("nvidia.com/gpu"), Some(("nvidia".into(), true)));
         assert_eq!(of("nvidia.com/mig-1g.10gb"), Some(("nvidia".into(), false)));
         assert_eq!(of("gpu.intel.com/xe"), Some(("intel".into(), true)));
+        assert_eq!(
+            of("gpu.intel.com/i915_monitoring"),
+            Some(("intel".into(), false))
+        );
         assert_eq!(of("cpu"), None);
         assert_eq!(of("nvidia.com/gpu.product"), None);
     }

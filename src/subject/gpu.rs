@@ -43,7 +43,7 @@ pub struct Judgement<'c> {
     pub machines: Vec<Machine<'c>>,
     /// Whose accelerators those are, by the table's ids.
     pub vendors: BTreeSet<String>,
-    /// Whether the cloud taints GPU nodes by itself.
+    /// Whether the cloud's node classes can taint GPU nodes by themselves.
     pub taints_itself: bool,
 }
 
@@ -93,7 +93,9 @@ pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement
     for (name, _) in pool.limits().filter(|(_, limit)| limit.is_zero_or_less()) {
         let none_of = catalog.resource(name).filter(|resource| resource.whole);
         machines.retain(|machine| {
-            none_of.is_none_or(|resource| machine.vendor() != Some(&resource.vendor))
+            none_of.is_none_or(|resource| {
+                machine.vendor() != Some(&resource.vendor) || machine.holds_a_share()
+            })
         });
     }
     let plain = machines
@@ -106,6 +108,22 @@ pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement
         .collect();
     let mut evidence = asked.evidence;
     let mut presumed = asked.partly_known;
+    let never_offered = cloud
+        .filter(|_| plain && !machines.is_empty())
+        .and_then(|cloud| cloud.offered_with_taint(pool.node_class_group()?))
+        .filter(|keys| {
+            !pool.taints().any(|taint| {
+                taint.effect == "NoSchedule" && keys.iter().any(|key| key == taint.key)
+            })
+        });
+    if let Some(keys) = never_offered {
+        // A pool of GPU types only buys nothing that way, but says what it is for.
+        machines.clear();
+        evidence.push(format!(
+            "no taint {}, without which it gets no GPU node",
+            keys.join(" or ")
+        ));
+    }
     let state = if machines.is_empty() {
         State::NonGpu
     } else if !plain {
@@ -199,9 +217,13 @@ impl Asked {
             partly_known: false,
         };
         let mut combined = Requirements::default();
+        let meaning = |key: &str| {
+            let carried = clouds.iter().any(|cloud| catalog.is_label_of(key, cloud));
+            catalog.meaning(key).filter(|_| carried)
+        };
         for row in pool.requirements() {
             let key = catalog.normalized(row.key);
-            if let Some(means) = catalog.meaning(key) {
+            if let Some(means) = meaning(key) {
                 asked.note(means, &row, clouds);
                 combined.add(key, row.allowed);
             }
@@ -209,7 +231,7 @@ impl Asked {
         for (label, value) in pool.template_labels() {
             let key = catalog.normalized(label);
             let values = [value.to_owned()];
-            if let Some(means) = catalog.meaning(key)
+            if let Some(means) = meaning(key)
                 && let Some(allowed) = Allowed::new(Operator::In, &values)
             {
                 let row = Row {

@@ -1,10 +1,16 @@
 //! Karpenter's algebra of node requirements.
 //!
-//! Requirements on one key, and template labels, are intersected into one set of allowed values.
-//! Whether a machine *without* the label passes is then told from the shape of that one set, not
-//! from each requirement: `Exists` and `NotIn [x]` together behave as `NotIn`, which such a machine
-//! passes (karpenter.sh `pkg/scheduling/requirement.go` `Intersection`, `Operator` and
-//! `requirements.go` `Intersects`, v1.14.1).
+//! Requirements on one key, and template labels, are intersected into one set of allowed values
+//! (`Requirements.Add`, `Requirement.Intersection`). Whether a machine *without* the label passes is
+//! then told from the shape of that one set, not from each requirement (`Requirements.Intersects`,
+//! which asks for `Requirement.Operator`): `Exists` and `NotIn [x]` together behave as `NotIn`, which
+//! such a machine passes, and so do `In [a]` and `In [b]`, of which nothing is left. Instance types
+//! carry every well-known label of their cloud, with the operator `DoesNotExist` where it has no
+//! value; a label that they do not carry at all is not compared.
+//!
+//! All of it as in karpenter.sh `pkg/scheduling/requirement.go` and `requirements.go`, and
+//! `compatible` in `pkg/controllers/provisioning/scheduling/nodeclaim.go`, v1.14.1. The bounds are
+//! kept inclusive as there; `Gt` of the greatest integer matches nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -66,10 +72,10 @@ pub struct Allowed {
     /// Whether `values` are those left out, of all there are.
     all_but: bool,
     values: BTreeSet<String>,
-    /// Only greater integers.
-    above: Option<i64>,
-    /// Only smaller integers.
-    below: Option<i64>,
+    /// Only integers from this one on.
+    from: Option<i64>,
+    /// Only integers up to this one.
+    to: Option<i64>,
 }
 
 impl Allowed {
@@ -79,50 +85,49 @@ impl Allowed {
         let set = |all_but, values: &[String]| Self {
             all_but,
             values: values.iter().cloned().collect(),
-            above: None,
-            below: None,
+            from: None,
+            to: None,
         };
         let number = || values.first()?.parse::<i64>().ok();
+        let from = |from| Self {
+            from: Some(from),
+            ..set(true, &[])
+        };
+        let to = |to| Self {
+            to: Some(to),
+            ..set(true, &[])
+        };
         Some(match operator {
             Operator::In => set(false, values),
             Operator::NotIn => set(true, values),
             Operator::Exists => set(true, &[]),
             Operator::DoesNotExist => set(false, &[]),
-            Operator::Gt => Self {
-                above: Some(number()?),
-                ..set(true, &[])
-            },
-            Operator::Gte => Self {
-                above: Some(number()?.saturating_sub(1)),
-                ..set(true, &[])
-            },
-            Operator::Lt => Self {
-                below: Some(number()?),
-                ..set(true, &[])
-            },
-            Operator::Lte => Self {
-                below: Some(number()?.saturating_add(1)),
-                ..set(true, &[])
-            },
+            Operator::Gt => number()?
+                .checked_add(1)
+                .map_or_else(|| set(false, &[]), from),
+            Operator::Gte => from(number()?),
+            // The CRD refuses negative numbers.
+            Operator::Lt => to(number()?.saturating_sub(1)),
+            Operator::Lte => to(number()?),
         })
     }
 
     /// What both allow.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        let above = self.above.max(other.above);
-        let below = match (self.below, other.below) {
+        let from = self.from.max(other.from);
+        let to = match (self.to, other.to) {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
-        if let (Some(above), Some(below)) = (above, below)
-            && above >= below
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
         {
             return Self {
                 all_but: false,
                 values: BTreeSet::new(),
-                above: None,
-                below: None,
+                from: None,
+                to: None,
             };
         }
         let all_but = self.all_but && other.all_but;
@@ -144,23 +149,19 @@ impl Allowed {
                 .filter(|v| other.values.contains(v))
                 .collect(),
         };
-        values.retain(|value| within(value, above, below));
-        let (above, below) = if all_but {
-            (above, below)
-        } else {
-            (None, None)
-        };
+        values.retain(|value| within(value, from, to));
+        let (from, to) = if all_but { (from, to) } else { (None, None) };
         Self {
             all_but,
             values,
-            above,
-            below,
+            from,
+            to,
         }
     }
 
     /// Whether a label with that value passes.
     pub fn has(&self, value: &str) -> bool {
-        self.values.contains(value) != self.all_but && within(value, self.above, self.below)
+        self.values.contains(value) != self.all_but && within(value, self.from, self.to)
     }
 
     /// Whether a machine without the label passes.
@@ -188,17 +189,17 @@ impl Allowed {
             Some(values) => values
                 .iter()
                 .any(|value| value.parse::<i64>().is_ok_and(|number| number > 0)),
-            None => self.below.is_none_or(|below| below > 1),
+            None => self.to.is_none_or(|to| to > 0),
         }
     }
 }
 
-fn within(value: &str, above: Option<i64>, below: Option<i64>) -> bool {
-    if above.is_none() && below.is_none() {
+fn within(value: &str, from: Option<i64>, to: Option<i64>) -> bool {
+    if from.is_none() && to.is_none() {
         return true;
     }
     value.parse::<i64>().is_ok_and(|number| {
-        above.is_none_or(|above| number > above) && below.is_none_or(|below| number < below)
+        from.is_none_or(|from| number >= from) && to.is_none_or(|to| number <= to)
     })
 }
 
@@ -271,7 +272,9 @@ mod tests {
         assert!(allowed(&[(Operator::Exists, &[]), (Operator::NotIn, &["8"])]).has_absence());
         assert!(allowed(&[(Operator::In, &["a"]), (Operator::In, &["b"])]).has_absence());
         assert!(allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["4"])]).has_absence());
-        assert!(!allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["5"])]).has_absence());
+        // No integer lies between: the bounds are inclusive there since v1.9.0.
+        assert!(allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["5"])]).has_absence());
+        assert!(!allowed(&[(Operator::Gt, &["4"]), (Operator::Lt, &["6"])]).has_absence());
         // What lies outside the bounds does not count as left out.
         assert!(!allowed(&[(Operator::Gt, &["4"]), (Operator::NotIn, &["2"])]).has_absence());
     }
@@ -280,6 +283,14 @@ mod tests {
     fn a_comparison_with_no_number_says_nothing() {
         assert_eq!(Allowed::new(Operator::Gt, &["many".to_owned()]), None);
         assert_eq!(Allowed::new(Operator::Lt, &[]), None);
-        assert!(Allowed::new(Operator::Lte, &[i64::MAX.to_string()]).is_some());
+    }
+
+    #[test]
+    fn the_greatest_integer_is_a_bound_like_any_other() {
+        let greatest = i64::MAX.to_string();
+        assert!(allowed(&[(Operator::Lte, &[&greatest])]).has(&greatest));
+        assert!(allowed(&[(Operator::Gte, &[&greatest])]).has(&greatest));
+        let none = allowed(&[(Operator::Gt, &[&greatest])]);
+        assert!(!none.has_some() && none.has_absence());
     }
 }

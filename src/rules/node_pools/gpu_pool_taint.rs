@@ -22,7 +22,8 @@ declare_rule! {
     /// Karpenter refuses. On UPDATE nothing is added, for a changed template replaces every node of
     /// the pool; a taint that was filled in is kept where a file without it is put again.
     ///
-    /// GKE node classes taint their GPU nodes by themselves and are let be.
+    /// GKE node classes can taint their GPU nodes by themselves (`autoGPUTaint`), which does not show
+    /// in the NodePool: their pools are let be.
     ///
     /// # Why it hurts
     /// Pods without a GPU in mind land on GPU nodes, take the processors and memory that a model

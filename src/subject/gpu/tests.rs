@@ -268,7 +268,7 @@ fn v17_a_limit_of_zero_gpus() {
         (state, evidence.as_str()),
         (State::GpuCapable, "limits nvidia.com/gpu 0")
     );
-    assert!(!vendors.contains(&"nvidia".to_owned()) && vendors.contains(&"neuron".to_owned()));
+    assert!(vendors.contains(&"neuron".to_owned()) && vendors.contains(&"amd".to_owned()));
     let g5 = ["karpenter.k8s.aws/instance-family In g5"];
     let zero = json!({"limits": {"nvidia.com/gpu": 0}});
     assert_eq!(judged(&pool(AWS, &g5, zero, json!({}))).0, State::NonGpu);
@@ -468,6 +468,192 @@ fn the_vendor_is_named_where_it_is_one() {
     );
 }
 
+#[test]
+fn min_values_widen_nothing() {
+    let judge_with = |min: Value| {
+        let mut object = (*pool(
+            AWS,
+            &["karpenter.k8s.aws/instance-family In g5 g6"],
+            json!({}),
+            json!({}),
+        )
+        .value)
+            .clone();
+        object["spec"]["template"]["spec"]["requirements"][0]["minValues"] = min;
+        judged(&Subject::from_manifest(Arc::new(object)).unwrap())
+    };
+    assert_eq!(judge_with(json!(2)), judge_with(Value::Null));
+    assert_eq!(judge_with(json!(2)).0, State::GpuOnly);
+    // Kept on one label, they do not bring back what another takes away.
+    let mut object = (*pool(
+        AWS,
+        &[
+            "karpenter.k8s.aws/instance-family Exists",
+            "karpenter.k8s.aws/instance-category In c m",
+        ],
+        json!({}),
+        json!({}),
+    )
+    .value)
+        .clone();
+    object["spec"]["template"]["spec"]["requirements"][0]["minValues"] = json!(10);
+    let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+    assert_eq!(judged(&subject).0, State::NonGpu);
+}
+
+#[test]
+fn a_label_of_another_cloud_says_nothing() {
+    let gpus = "karpenter.k8s.aws/instance-gpu-count Exists";
+    assert_eq!(state(AWS, &[gpus]), State::GpuOnly);
+    assert_eq!(state(AZURE, &[gpus]), State::GpuCapable);
+    assert_eq!(
+        state(GCP, &["karpenter.azure.com/sku-family In D"]),
+        State::GpuCapable
+    );
+    assert_eq!(
+        state(AZURE, &["cloud.google.com/gke-accelerator Exists"]),
+        State::GpuCapable
+    );
+    // Not even one that the cloud itself had once.
+    assert_eq!(
+        state(GCP, &["karpenter.k8s.gcp/instance-category In a"]),
+        State::GpuCapable
+    );
+    // Where the cloud is not known, every label counts.
+    assert_eq!(state("karpenter.example.org", &[gpus]), State::GpuOnly);
+}
+
+#[test]
+fn oci_offers_gpu_shapes_to_tainted_pools_only() {
+    const OCI: &str = "oci.oraclecloud.com";
+    let taint = |key: &str, effect: &str| json!({"taints": [{"key": key, "effect": effect}]});
+    let any = |node: Value| judged(&pool(OCI, &[], json!({}), node));
+    let (state, evidence, _) = any(json!({}));
+    assert_eq!(
+        (state, evidence.as_str()),
+        (
+            State::NonGpu,
+            "no taint nvidia.com/gpu or amd.com/gpu, without which it gets no GPU node"
+        )
+    );
+    assert_eq!(
+        any(taint("nvidia.com/gpu", "NoExecute")).0,
+        State::NonGpu,
+        "it asks for this effect"
+    );
+    assert_eq!(
+        any(taint("amd.com/gpu", "NoSchedule")).0,
+        State::GpuOnly,
+        "declared"
+    );
+    // What it buys without GPUs does not decide: the taint is what such a pool lacks.
+    let shapes = ["oci.oraclecloud.com/gpu-shape In true"];
+    assert_eq!(self::state(OCI, &shapes), State::GpuOnly);
+    let standard = ["oci.oraclecloud.com/instance-shape In VM.Standard.E5.Flex"];
+    let (state, evidence, _) = judged(&pool(OCI, &standard, json!({}), json!({})));
+    assert_eq!(state, State::NonGpu);
+    assert!(!evidence.contains("no taint"), "{evidence}");
+    // The other provider for the same cloud asks for nothing.
+    assert_eq!(self::state("karpenter.k8s.oracle", &[]), State::GpuCapable);
+}
+
+#[test]
+fn a_limit_of_zero_gpus_leaves_shares_of_one() {
+    let zero = || json!({"limits": {"nvidia.com/gpu": 0}});
+    let of = |family: &str| {
+        let requirement = format!("karpenter.k8s.aws/instance-family In {family}");
+        judged(&pool(AWS, &[&requirement], zero(), json!({}))).0
+    };
+    assert_eq!(of("g6"), State::NonGpu);
+    assert_eq!(of("g6f"), State::GpuOnly);
+    assert_eq!(of("gr6f m5"), State::GpuCapable);
+}
+
+#[test]
+fn every_cloud_by_its_own_labels() {
+    for (group, requirement, expected, vendors) in [
+        (
+            "karpenter.k8s.alibabacloud",
+            "karpenter.k8s.alibabacloud/instance-category In gn ebmgn",
+            State::GpuOnly,
+            "nvidia",
+        ),
+        (
+            "karpenter.k8s.alibabacloud",
+            "karpenter.k8s.alibabacloud/instance-category In g c r",
+            State::NonGpu,
+            "",
+        ),
+        (
+            "karpenter.k8s.alibabacloud",
+            "karpenter.k8s.alibabacloud/instance-family In ecs.gn7i-c8g1",
+            State::GpuOnly,
+            "nvidia",
+        ),
+        (
+            "karpenter.k8s.alibabacloud",
+            "karpenter.k8s.alibabacloud/instance-gpu-manufacturer In NVIDIA",
+            State::GpuOnly,
+            "nvidia",
+        ),
+        (
+            AZURE,
+            "karpenter.azure.com/sku-gpu-name In V710",
+            State::GpuOnly,
+            "amd",
+        ),
+        (
+            AZURE,
+            "karpenter.azure.com/sku-gpu-manufacturer In nvidia",
+            State::GpuOnly,
+            "nvidia",
+        ),
+        (
+            "karpenter.k8s.oracle",
+            "karpenter.k8s.oracle/instance-gpu Exists",
+            State::GpuOnly,
+            "amd,nvidia",
+        ),
+        (
+            "karpenter-ibm.sh",
+            "karpenter-ibm.sh/instance-family In gx2",
+            State::GpuOnly,
+            "nvidia",
+        ),
+        (
+            "karpenter-ibm.sh",
+            "karpenter-ibm.sh/instance-family In gx3d",
+            State::GpuOnly,
+            "amd,habana,nvidia",
+        ),
+        (
+            "karpenter-ibm.sh",
+            "karpenter-ibm.sh/instance-family In bx2 nxf",
+            State::NonGpu,
+            "",
+        ),
+        (
+            AWS,
+            "karpenter.k8s.aws/instance-gpu-manufacturer In habana",
+            State::GpuOnly,
+            "habana",
+        ),
+        (
+            AWS,
+            "karpenter.k8s.aws/instance-family In dl2q",
+            State::GpuOnly,
+            "qualcomm",
+        ),
+    ] {
+        let (state, evidence, found) = judged(&pool(group, &[requirement], json!({}), json!({})));
+        assert_eq!(
+            (state, found.join(",").as_str()),
+            (expected, vendors),
+            "{requirement}: {evidence}"
+        );
+    }
+}
+
 /// One machine of the brute-force model: its labels and what it holds.
 struct Known {
     labels: BTreeMap<&'static str, &'static str>,
@@ -542,19 +728,19 @@ fn passes_all(rows: &[(Operator, Vec<String>)], label: Option<&str>) -> bool {
         return rows.iter().all(|row| holds(row, label));
     }
     // Without the label: the set that is left must read as NotIn or DoesNotExist.
-    let above = |row: &(Operator, Vec<String>)| match row.0 {
-        Operator::Gt => Some(number(&row.1)),
-        Operator::Gte => Some(number(&row.1) - 1),
+    let from = |row: &(Operator, Vec<String>)| match row.0 {
+        Operator::Gt => Some(number(&row.1) + 1),
+        Operator::Gte => Some(number(&row.1)),
         _ => None,
     };
-    let below = |row: &(Operator, Vec<String>)| match row.0 {
-        Operator::Lt => Some(number(&row.1)),
-        Operator::Lte => Some(number(&row.1) + 1),
+    let to = |row: &(Operator, Vec<String>)| match row.0 {
+        Operator::Lt => Some(number(&row.1) - 1),
+        Operator::Lte => Some(number(&row.1)),
         _ => None,
     };
-    let lowest = rows.iter().filter_map(above).max();
-    let highest = rows.iter().filter_map(below).min();
-    let crossed = lowest.zip(highest).is_some_and(|(low, high)| low >= high);
+    let lowest = rows.iter().filter_map(from).max();
+    let highest = rows.iter().filter_map(to).min();
+    let crossed = lowest.zip(highest).is_some_and(|(low, high)| low > high);
     let listed = crossed
         || rows
             .iter()
@@ -562,7 +748,7 @@ fn passes_all(rows: &[(Operator, Vec<String>)], label: Option<&str>) -> bool {
     let within = |value: &str| {
         (lowest.is_none() && highest.is_none())
             || value.parse::<i64>().is_ok_and(|value| {
-                lowest.is_none_or(|low| value > low) && highest.is_none_or(|high| value < high)
+                lowest.is_none_or(|low| value >= low) && highest.is_none_or(|high| value <= high)
             })
     };
     if listed {
