@@ -114,8 +114,14 @@ impl Assets {
     }
 }
 
-/// Helm, built on demand: few tests need it.
+/// Helm: the one in the folder that [`VARIABLE`] names, or built on demand, for few tests need it.
 pub(crate) fn helm() -> Result<PathBuf> {
+    let given = env::var_os(VARIABLE)
+        .filter(|folder| !folder.is_empty())
+        .map(|folder| Path::new(&folder).join("helm"));
+    if let Some(helm) = given.filter(|path| path.is_file()) {
+        return Ok(helm);
+    }
     Ok(build(&HELM, &[("helm", "helm.sh/helm/v4/cmd/helm")])?.join("helm"))
 }
 

@@ -157,7 +157,14 @@ impl Cluster {
 
     /// Installs the project's CRDs and waits until their kinds can be written.
     pub(crate) fn install_crds(&self) -> Result<()> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver/crds");
+        self.install_crds_of("crds")
+    }
+
+    /// As [`Cluster::install_crds`], those of another folder beside `crds`.
+    pub(crate) fn install_crds_of(&self, folder: &str) -> Result<()> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/apiserver")
+            .join(folder);
         let file = path_flag("--filename", &folder);
         let args = ["apply", "--server-side", "--validate=strict", &file];
         self.kubectl

@@ -14,6 +14,7 @@
 pub(crate) mod assets;
 pub(crate) mod cluster;
 pub(crate) mod gangplank;
+pub(crate) mod helm;
 pub(crate) mod kubectl;
 pub(crate) mod leash;
 mod pki;
@@ -30,6 +31,7 @@ use anyhow::{Result, anyhow, bail};
 pub(crate) use assets::Assets;
 pub(crate) use cluster::Cluster;
 pub(crate) use gangplank::Gangplank;
+pub(crate) use helm::Helm;
 pub(crate) use kubectl::{Answer, Kubectl};
 
 /// How long anything that should happen soon may take on a busy machine with two cores.

@@ -18,6 +18,8 @@ mod check;
 mod docs;
 mod enforce;
 mod fixtures;
+mod helm;
 mod node_pools;
 mod registration;
 mod serve;
+mod v1beta1;
