@@ -113,16 +113,19 @@ fn status(subject: &Subject, review: &Review) -> Value {
 /// What kubectl shows: for every denial the rule, the place, the value, why, and what to write.
 pub fn message(review: &Review) -> String {
     let mut text = String::new();
-    for (position, finding) in denials(review).enumerate() {
-        if position > 0 {
-            text.push_str("\n\n");
-        }
+    let mut all = denials(review).peekable();
+    while let Some(finding) = all.next() {
         let _ = write!(text, "{}: {}", finding.rule, finding.path);
         if let Some(value) = &finding.value {
             let _ = write!(text, " is {}", shown(value));
         }
         let why = wrap(&finding.message).replace('\n', "\n       ");
         let _ = write!(text, "\n  why: {why}");
+        // What mends several faults is shown once, below the last of them.
+        if all.peek().is_some_and(|next| finding.is_mended_with(next)) {
+            text.push('\n');
+            continue;
+        }
         if !finding.instead.is_empty() {
             text.push_str("\n  write instead:");
             let mut length = 0;
@@ -138,6 +141,9 @@ pub fn message(review: &Review) -> String {
         }
         if let Some(rule) = rules::rule(finding.rule) {
             let _ = write!(text, "\n  see: {}", rule.help());
+        }
+        if all.peek().is_some() {
+            text.push_str("\n\n");
         }
     }
     text

@@ -30,7 +30,7 @@ pub(crate) fn folder(rule: &str) -> PathBuf {
 }
 
 /// The fixtures of a rule: name and text, in order.
-fn fixtures(rule: &str) -> Vec<(String, String)> {
+pub(crate) fn fixtures(rule: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = fs::read_dir(folder(rule))
         .unwrap_or_else(|error| panic!("{rule} has no fixtures: {error}"))
         .map(|entry| {
@@ -45,7 +45,7 @@ fn fixtures(rule: &str) -> Vec<(String, String)> {
 }
 
 /// The policy for a fixture: `policy-<rest of its name>` beside it, else `policy.yaml`, else the default.
-fn policy(rule: &str, name: &str) -> Policy {
+pub(crate) fn policy(rule: &str, name: &str) -> Policy {
     let own = format!("policy-{name}");
     let path = [own.as_str(), "policy.yaml"].map(|name| folder(rule).join(name));
     match path.iter().find(|path| path.is_file()) {

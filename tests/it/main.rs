@@ -19,5 +19,6 @@ mod docs;
 mod enforce;
 mod fixtures;
 mod node_pools;
+mod ratchet;
 mod registration;
 mod serve;
