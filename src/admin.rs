@@ -4,8 +4,9 @@ use std::{
     fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -23,6 +24,8 @@ use crate::metrics::Metrics;
 pub struct Health {
     serving: AtomicBool,
     stopping: AtomicBool,
+    /// In seconds of the epoch.
+    certificate_end: AtomicU64,
     registration: Mutex<Option<Result<(), String>>>,
 }
 
@@ -37,9 +40,21 @@ impl Health {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Whether traffic is welcome.
+    /// The certificate served from now on ends then.
+    pub fn certificate(&self, end: SystemTime) {
+        self.certificate_end.store(seconds(end), Ordering::Release);
+    }
+
+    /// Whether traffic is welcome: not before we serve, not after a signal, and not with a
+    /// certificate that no client takes any more.
     pub fn is_ready(&self) -> bool {
-        self.serving.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire)
+        self.serving.load(Ordering::Acquire)
+            && !self.stopping.load(Ordering::Acquire)
+            && self.has_certificate()
+    }
+
+    fn has_certificate(&self) -> bool {
+        seconds(SystemTime::now()) < self.certificate_end.load(Ordering::Acquire)
     }
 
     /// The webhook configurations were written, or why not. Never a reason not to be ready.
@@ -61,6 +76,12 @@ impl Health {
             (false, false) => "starting",
         };
         let _ = writeln!(text, "admission: {state}");
+        let certificate = if self.has_certificate() {
+            "ok"
+        } else {
+            "expired"
+        };
+        let _ = writeln!(text, "certificate: {certificate}");
         let registration = self
             .registration
             .lock()
@@ -75,6 +96,11 @@ impl Health {
         };
         text
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// What the admin port shows.

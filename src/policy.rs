@@ -20,7 +20,7 @@ use crate::{
     },
     facts::{Facts, Known},
     finding::{FieldPath, Level},
-    rules::{self, Params, RULES, Rule},
+    rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
 };
 
@@ -406,6 +406,7 @@ pub struct Policy {
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
     catalog: Catalog,
+    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -642,6 +643,19 @@ impl Policy {
                 })?;
             catalog.site_metrics = Some(metrics);
         }
+        let without_effect = [
+            (
+                "exemptions.namespaces",
+                !file.exemptions.namespaces.is_empty(),
+            ),
+            (
+                "exemptions.reviewRequired",
+                !file.exemptions.review_required.is_empty(),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(member, set)| set.then_some(member))
+        .collect();
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -651,6 +665,7 @@ impl Policy {
             production,
             queues,
             catalog,
+            without_effect,
             hash: fingerprint(document),
         })
     }
@@ -684,33 +699,26 @@ impl Policy {
         Some(effective)
     }
 
-    /// Whether some namespace may see this rule at deny: what decides whether its kinds go to the
-    /// webhook that may block a write.
-    pub fn may_deny(&self, rule: &Rule) -> bool {
-        let denies = |level: RuleLevel| level == RuleLevel::Deny;
-        self.mode == Mode::Enforce
-            && (self
-                .settings
-                .get(rule.id)
-                .is_some_and(|setting| denies(setting.level))
-                || self.overrides.iter().any(|one| {
-                    one.settings
-                        .get(rule.id)
-                        .is_some_and(|(level, _)| level.is_some_and(denies))
-                }))
+    /// Whether this rule may be at deny for some object of a kind: what decides whether the kind goes
+    /// to the webhook that may block a write.
+    pub fn may_deny(&self, rule: &Rule, kind: &Kind) -> bool {
+        self.mode == Mode::Enforce && self.may(rule, kind, |level| level == RuleLevel::Deny)
     }
 
-    /// Whether some namespace sees this rule at all.
-    pub fn may_run(&self, rule: &Rule) -> bool {
-        let runs = |level: RuleLevel| level != RuleLevel::Off;
-        self.settings
-            .get(rule.id)
-            .is_some_and(|setting| runs(setting.level))
-            || self.overrides.iter().any(|one| {
-                one.settings
-                    .get(rule.id)
-                    .is_some_and(|(level, _)| level.is_some_and(runs))
-            })
+    /// Whether this rule looks at some object of a kind.
+    pub fn may_run(&self, rule: &Rule, kind: &Kind) -> bool {
+        self.may(rule, kind, |level| level != RuleLevel::Off)
+    }
+
+    fn may(&self, rule: &Rule, kind: &Kind, is: impl Fn(RuleLevel) -> bool) -> bool {
+        self.settings.get(rule.id).is_some_and(|setting| is(setting.level))
+            // Cluster-scoped objects match no override.
+            || kind.namespaced
+                && self.overrides.iter().any(|one| {
+                    one.settings
+                        .get(rule.id)
+                        .is_some_and(|(level, _)| level.is_some_and(&is))
+                })
     }
 
     /// Whether a namespace serves production traffic.
@@ -729,6 +737,12 @@ impl Policy {
     /// The catalogues, with what this site adds.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Members that are set and that this version does not act on yet. They are read strictly all the
+    /// same.
+    pub fn without_effect(&self) -> &[&'static str] {
+        &self.without_effect
     }
 
     /// Tells policies apart: the same text gives the same hash on every replica.
@@ -752,6 +766,7 @@ impl Default for Policy {
             production: Namespaces::default(),
             queues: Vec::new(),
             catalog: Catalog::default(),
+            without_effect: Vec::new(),
             hash: String::new(),
         })
     }

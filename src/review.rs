@@ -7,7 +7,7 @@ use json_patch::Patch;
 use serde_json::Value;
 
 use crate::{
-    catalog::controllers::{Controllers, Parent, parent_of},
+    catalog::controllers::{Controllers, Parent, controller_of, parent_of},
     edit::{Edit, Outcome, Patcher},
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
@@ -94,7 +94,10 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     }
     if subject.door != Door::Mutate {
         let judged = judged.as_ref().unwrap_or(subject);
-        let old = subject.as_it_stood();
+        // What an old object was let in for as the child of a controller is no existing violation.
+        let old = subject
+            .as_it_stood()
+            .filter(|old| is_child || parent_of(old, Controllers::builtin()) == Parent::None);
         let (memo, old_memo) = (Memo::default(), Memo::default());
         for rule in rules() {
             let mut found = check(rule, policy, facts, judged, now, &memo);
@@ -137,7 +140,11 @@ fn skip(subject: &Subject) -> Option<Skip> {
         return Some(Skip::Subresource);
     }
     let old = subject.old.as_ref()?;
-    (!changed(subject, old)).then_some(Skip::Unchanged)
+    // The control plane lets go of objects that it keeps as they are: `kubectl delete
+    // --cascade=orphan`, a ReplicaSet whose labels changed.
+    let released = controller_of(&subject.value) != controller_of(old);
+    let unchanged = !changed(subject, old) && (!released || subject.is_from_control_plane());
+    unchanged.then_some(Skip::Unchanged)
 }
 
 /// Whether an update touched anything that a rule reads: the object's own content, or a label or
@@ -276,7 +283,8 @@ fn check<'a>(
     found
 }
 
-/// What the old object had already, and no worse, is not this write's doing.
+/// What the old object would have been denied for already, and no less, is not this write's doing. A
+/// warning forgives nothing: what was only doubtful before may be wrong now.
 fn ratchet(found: &mut [Finding], before: &[Finding]) {
     for finding in found
         .iter_mut()
@@ -284,6 +292,7 @@ fn ratchet(found: &mut [Finding], before: &[Finding]) {
     {
         let had = before.iter().any(|old| {
             old.rule == finding.rule
+                && old.level == Level::Deny
                 && old.fingerprint == finding.fingerprint
                 && old.severity >= finding.severity
         });

@@ -27,7 +27,7 @@ use crate::{
     review::EXEMPT_PREFIX,
     rules::{
         Kind, RULES,
-        kinds::{PodTemplates, Relevance},
+        kinds::{PodTemplates, Relevance, SCALED_OBJECT},
         metadata_read,
     },
     subject::MODEL_SERVER_LABEL,
@@ -206,11 +206,11 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
         let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
         let ours = ours(kind);
         if policy.mode == Mode::Enforce
-            && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule))
+            && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
         {
             defaults.push((kind, ours.clone()));
         }
-        if of_kind().any(|rule| policy.may_deny(rule)) {
+        if of_kind().any(|rule| policy.may_deny(rule, kind)) {
             // What cannot be denied must not block: it is advised on only.
             match harmless(kind) {
                 Some(harmless) => {
@@ -220,7 +220,7 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
                 }
                 None => enforce.push((kind, ours)),
             }
-        } else if of_kind().any(|rule| policy.may_run(rule)) {
+        } else if of_kind().any(|rule| policy.may_run(rule, kind)) {
             advise.push((kind, ours));
         }
     }
@@ -326,6 +326,15 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
             parts.push(format!("[{}].exists(k, {new} != {old})", keys.join(", ")));
         }
     }
+    let controller = |object: &str| {
+        let owners = format!("{object}.metadata.ownerReferences");
+        format!("(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller) : [])")
+    };
+    parts.push(format!(
+        "{} != {}",
+        controller("object"),
+        controller("oldObject")
+    ));
     for (here, there) in [("object", "oldObject"), ("oldObject", "object")] {
         let (new, old) = (
             value_of(here, "annotations", "k"),
@@ -421,35 +430,59 @@ fn harmless(kind: &Kind) -> Option<String> {
     }
     // A controller would write it again for ever; what it is made from is where to say no. Whoever
     // forges such a reference is still denied while we answer.
-    let made = |row: &Controller| row.children.iter().any(|child| child == kind.kind);
-    if kind.relevance == Relevance::Metrics || Controllers::builtin().controllers.iter().any(made) {
-        parts.push(controlled("true"));
+    let mut parents: Vec<&ParentKind> = rows_making(kind).map(|row| &row.parent).collect();
+    let keda = ParentKind {
+        group: SCALED_OBJECT.group.to_owned(),
+        kind: SCALED_OBJECT.kind.to_owned(),
+    };
+    let pod = ParentKind {
+        group: String::new(),
+        kind: "Pod".to_owned(),
+    };
+    if kind.relevance == Relevance::Metrics {
+        parents.push(&keda);
     }
+    if rows_making(kind).any(|row| row.pod_owner) {
+        parents.push(&pod);
+    }
+    parts.extend(controlled_by(&parents));
     (!parts.is_empty()).then(|| parts.join(" || "))
 }
 
-/// Whether an object has a controller of which this holds; `o` is the reference.
-fn controlled(condition: &str) -> String {
-    format!(
-        "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
-         has(o.controller) && o.controller && {condition}))"
-    )
+/// The controllers that make objects of a kind.
+fn rows_making(kind: &Kind) -> impl Iterator<Item = &'static Controller> {
+    Controllers::builtin()
+        .controllers
+        .iter()
+        .filter(move |row| row.children.iter().any(|child| child == kind.kind))
+}
+
+/// Whether an object's controller is of one of these kinds.
+fn controlled_by(parents: &[&ParentKind]) -> Option<String> {
+    let parents: Vec<String> = parents
+        .iter()
+        .map(|ParentKind { group, kind }| match group.as_str() {
+            "" => format!("(!o.apiVersion.contains('/') && o.kind == '{kind}')"),
+            group => format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')"),
+        })
+        .collect();
+    (!parents.is_empty()).then(|| {
+        format!(
+            "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
+             has(o.controller) && o.controller && ({})))",
+            parents.join(" || ")
+        )
+    })
 }
 
 /// Whether an object's controller made it from an object that our rules judge, by the reference
 /// alone: the children that are left alone without a closer look.
 fn child_of_judged(kind: &Kind) -> Option<String> {
-    let parents: Vec<String> = Controllers::builtin()
-        .controllers
-        .iter()
-        .filter(|row| row.judged && row.children.iter().any(|child| child == kind.kind))
-        .filter(|row| row.label.is_none() && !row.same_name && !row.pod_owner)
-        .map(|row| {
-            let ParentKind { group, kind } = &row.parent;
-            format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')")
-        })
+    let parents: Vec<&ParentKind> = rows_making(kind)
+        .filter(|row| row.judged && row.label.is_none() && !row.same_name && !row.pod_owner)
+        .map(|row| &row.parent)
         .collect();
-    (!parents.is_empty()).then(|| controlled(&format!("({})", parents.join(" || "))))
+    controlled_by(&parents)
 }
 
 /// Whether an HPA scales on nothing but cpu and memory, which no rule denies at the door.

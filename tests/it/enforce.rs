@@ -13,6 +13,8 @@ use crate::harness::{
     Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually, leash::Signal,
 };
 
+use crate::serve::get;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// A cluster that Gangplank guards.
@@ -230,6 +232,12 @@ fn cases() -> Vec<(&'static str, &'static str, Value, Value)> {
             "",
             deployment("no-queue", 8, 1, &["--tensor-parallel-size=8"]),
             deployment("no-queue", 8, 1, &[]),
+        ),
+        (
+            "parallelism-fits-pod",
+            "",
+            deployment("too-few", 7, 1, &["--tensor-parallel-size=8"]),
+            deployment("too-few", 7, 1, &[]),
         ),
         (
             "gang-scheduling",
@@ -555,14 +563,26 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
     let mut gangplank = guard(&cluster, &[])?;
 
     // Karpenter writes its hash to the object itself; that is none of our business.
+    let asked = |gangplank: &Gangplank| -> Result<usize> {
+        let metrics = get(gangplank, "/metrics")?.1;
+        let of_pools = metrics.lines().filter(|line| {
+            line.starts_with("gangplank_admission_reviews_total") && line.contains("\"NodePool\"")
+        });
+        of_pools
+            .map(|line| {
+                Ok(line
+                    .rsplit(' ')
+                    .next()
+                    .context("a count")?
+                    .parse::<usize>()?)
+            })
+            .sum()
+    };
+    let before = asked(&gangplank)?;
     kubectl
         .annotate("nodepool/before", "karpenter.sh/nodepool-hash=1234")?
         .success()?;
-    assert!(
-        !gangplank.log().contains("\"name\":\"before\""),
-        "{}",
-        gangplank.log()
-    );
+    assert_eq!(asked(&gangplank)?, before, "nobody asked us");
     // What was there before warns; what is new is denied.
     let answer = kubectl.patch(
         "nodepool/before",
@@ -711,12 +731,27 @@ fn registering_again_changes_nothing_and_what_was_removed_comes_back() -> Result
     );
     first.signal(Signal::Terminate)?;
     first.wait(SOON)?;
-    let _second = Gangplank::register(Path::new(BINARY), &cluster, &args)?;
+    let mut second = args.to_vec();
+    second.push("--registration-period=200ms".to_owned());
+    let _second = Gangplank::register(Path::new(BINARY), &cluster, &second)?;
     let after = (
         version("mutatingwebhookconfiguration")?,
         version("validatingwebhookconfiguration")?,
     );
     assert_eq!(before, after);
+    let object = "validatingwebhookconfiguration/gangplank";
+    cluster.kubectl().delete(object)?.success()?;
+    let back = || cluster.kubectl().get(object).ok();
+    eventually("what was removed comes back", SOON, back)?;
+    let ignore = json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]);
+    let patch = format!("--patch={ignore}");
+    let by_hand = ["patch", object, "--type=json", &patch];
+    cluster.kubectl().run(&by_hand, None)?.success()?;
+    let mended = || {
+        let held = cluster.kubectl().get(object).ok()?;
+        (held["webhooks"][0]["failurePolicy"] == "Fail").then_some(())
+    };
+    eventually("what was changed by hand is put right", SOON, mended)?;
     Ok(())
 }
 
@@ -783,22 +818,28 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     }
     assert!(!log.contains("\"name\":\"quiet-"), "{log}");
     // Updates are looked at as well: new labels, annotations that come and go.
-    kubectl
-        .label("deployment/quiet-plain", "gangplank.dev/model-server=true")?
-        .success()?;
-    kubectl
-        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member=1")?
-        .success()?;
-    kubectl
-        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member-")?
-        .success()?;
-    kubectl
-        .annotate(
-            "deployment/quiet-plain",
-            "exempt.gangplank.dev/gang-scheduling=x",
-        )?
-        .success()?;
-    assert!(guarded.gangplank.log().contains("\"name\":\"quiet-plain\""));
+    let sent = || {
+        guarded
+            .gangplank
+            .log()
+            .matches("\"name\":\"quiet-plain\"")
+            .count()
+    };
+    let steps: [(&str, &str, bool); 6] = [
+        ("label", "gangplank.dev/model-server=true", true),
+        ("annotate", "kai.scheduler/batch-min-member=1", true),
+        ("annotate", "kai.scheduler/batch-min-member-", true),
+        ("annotate", "exempt.gangplank.dev/gang-scheduling=x", true),
+        ("annotate", "exempt.gangplank.dev/gang-scheduling-", true),
+        ("annotate", "example.com/revision=1", false),
+    ];
+    for (verb, what, is_ours) in steps {
+        let before = sent();
+        kubectl
+            .run(&[verb, "--overwrite", "deployment/quiet-plain", what], None)?
+            .success()?;
+        assert_eq!(sent() > before, is_ours, "{verb} {what}");
+    }
     // An HPA that says no more than it has to.
     let bare = json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",

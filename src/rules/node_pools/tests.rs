@@ -126,12 +126,7 @@ fn an_explicit_evicting_policy_is_never_rewritten_but_denied() {
             finding.path.to_string(),
             "spec.disruption.consolidationPolicy"
         );
-        for way in [
-            "WhenEmpty",
-            "Never",
-            "Underutilized",
-            "exempt.gangplank.dev/gpu-pool-consolidation",
-        ] {
+        for way in ["WhenEmpty", "Never", "Underutilized"] {
             assert!(finding.instead.contains(way), "{way}");
         }
     }

@@ -70,7 +70,12 @@ declare_rule! {
         summary: "A model server that the gang scheduler may evict for other work",
         group: Workloads,
         kinds: kinds::LONG_RUNNING,
-        labels: &["gangplank.dev/model-server", "priorityClassName", "kai.scheduler/preemptibility"],
+        labels: &[
+            "gangplank.dev/model-server",
+            "kai.scheduler/queue",
+            "priorityClassName",
+            "kai.scheduler/preemptibility",
+        ],
         annotations: &[],
         level: Warn,
         fills: None,
@@ -95,10 +100,21 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         .scheduler_name
         .as_deref()
         .unwrap_or("kai-scheduler");
-    if template.spec_text("schedulerName") != Some(kai) {
+    let label = |key: &str| serving.workload.label(key).or_else(|| template.label(key));
+    // One that names a queue and no scheduler is on its way there.
+    let mut schedulers = serving
+        .workload
+        .pods
+        .iter()
+        .map(|set| set.template.spec_text("schedulerName"));
+    let bound = label("kai.scheduler/queue").is_some();
+    let goes_there = schedulers.any(|scheduler| match scheduler {
+        None | Some("default-scheduler") => bound,
+        Some(scheduler) => scheduler == kai,
+    });
+    if !goes_there {
         return;
     }
-    let label = |key: &str| serving.workload.label(key).or_else(|| template.label(key));
     if label(PREEMPTIBILITY) == Some("non-preemptible") {
         return;
     }

@@ -494,17 +494,11 @@ impl<'c, 'a> Case<'c, 'a> {
             .as_ref()
             .and_then(|queue| queue.label.as_deref())
             .unwrap_or_default();
-        let queue_missing = || {
-            let rest = match self.cx.subject.operation {
-                Operation::Create => ", and the rest is filled in",
-                _ => "",
-            };
-            format!(
-                "No queue is known for {}: name one with the label {label}, or map the namespace in \
-                 the policy's gangScheduler.queues{rest}",
-                self.namespace()
-            )
-        };
+        let queue_missing = format!(
+            "No queue is known for {}: name one with the label {label}, or map the namespace in the \
+             policy's gangScheduler.queues",
+            self.namespace()
+        );
         let mut elsewhere = self.elsewhere();
         let first = elsewhere.next();
         let placed = first.is_none();
@@ -525,7 +519,9 @@ impl<'c, 'a> Case<'c, 'a> {
                 && named == DEFAULT_SCHEDULER
                 && matches!(queue, QueueState::Missing)
             {
-                let message = format!("{why}, but {place}. {}{hint}.", queue_missing());
+                let message = format!(
+                    "{why}, but {place}. {queue_missing}, and the rest is filled in{hint}."
+                );
                 let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
                     .instead(self.remedy(members))
                     .mends_all();
@@ -567,7 +563,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 ),
                 1,
             ),
-            QueueState::Missing => (None, format!("{}.", queue_missing()), 1),
+            QueueState::Missing => (None, format!("{queue_missing}."), 1),
         };
         let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
             .instead(self.remedy(members))
