@@ -22,3 +22,4 @@ mod node_pools;
 mod ratchet;
 mod registration;
 mod serve;
+mod workloads;
