@@ -18,7 +18,7 @@ use crate::{
         instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
-    facts::{Facts, Known},
+    facts::Facts,
     finding::{FieldPath, Level},
     rules::{self, Params, RULES, Rule},
     subject::Subject,
@@ -501,13 +501,9 @@ impl Namespaces {
         if self.labels.is_empty() {
             return false;
         }
-        match facts.namespace_labels(namespace) {
-            Known::Present(labels) => self
-                .labels
-                .iter()
-                .all(|(key, value)| labels.get(key) == Some(value)),
-            Known::Absent | Known::Unknown => false,
-        }
+        self.labels
+            .iter()
+            .all(|(key, value)| facts.namespace_label(namespace, key) == Some(value))
     }
 }
 
@@ -632,7 +628,7 @@ impl Policy {
                     .validate()
                     .map_err(|(member, message)| wrong(path.key(member), message))?;
             }
-            catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+            catalog.site_engines = Some(Arc::new(Engines::with(&file.catalog.engines)));
         }
         if !file.catalog.metrics.is_empty() {
             let metrics =

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
-    facts::Known,
+    facts::{KAI_GROUP, Known},
     finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
@@ -296,11 +296,7 @@ impl<'a> Case<'a> {
                 .or_else(|| self.serving.set.template.label(key))
                 .filter(|name| !name.is_empty())
         });
-        let known = |name: &str| {
-            self.cx
-                .facts
-                .object("scheduling.run.ai", "Queue", None, name)
-        };
+        let known = |name: &str| self.cx.facts.queue(name);
         match named {
             Some(name) if self.scheduler.name == "kai" && known(name) == Known::Absent => {
                 QueueState::Nowhere(name)
@@ -751,7 +747,7 @@ impl<'a> Case<'a> {
         }
         let namespace = self.cx.subject.namespace.as_deref();
         let path = annotations.key(&external.group);
-        match self.cx.facts.object("scheduling.run.ai", "PodGroup", namespace, name) {
+        match self.cx.facts.pod_group(KAI_GROUP, namespace, name) {
             Known::Unknown => out.report(
                 finding(
                     path,
@@ -768,7 +764,7 @@ impl<'a> Case<'a> {
                     .value(name),
             ),
             Known::Present(group) => {
-                let minimum = at(group, &["spec", "minMember"]).and_then(Value::as_u64);
+                let minimum = group.minimum;
                 if minimum != Some(members) {
                     let found = minimum.map_or_else(|| "none".to_owned(), |n| n.to_string());
                     out.report(
@@ -872,12 +868,9 @@ impl<'a> Case<'a> {
             return;
         };
         let namespace = self.cx.subject.namespace.as_deref();
-        match self.cx.facts.object(api, "PodGroup", namespace, name) {
-            Known::Present(object) => {
-                let minimum = at(object, &["spec", "minMember"])
-                    .or_else(|| at(object, &["spec", "schedulingPolicy", "gang", "minCount"]))
-                    .and_then(Value::as_u64);
-                if minimum != Some(members) {
+        match self.cx.facts.pod_group(api, namespace, name) {
+            Known::Present(group) => {
+                if group.minimum != Some(members) {
                     out.report(
                         finding(format!(
                             "The minimum of PodGroup \"{name}\" is not the {members} pods that {} needs.",
