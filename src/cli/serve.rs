@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpListener},
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -44,6 +45,10 @@ const CLOCK_PERIOD: Duration = Duration::from_secs(60);
 
 /// How long requests in flight may take to finish after a signal.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long readiness waits for the watches of the cluster; what they have not told by then is
+/// unknown until they do.
+const CACHES_LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection that has not said anything within this time is not from an API server.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -108,6 +113,17 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
 
+    /// Watch what autoscalers scale, queues, pod groups and namespaces, so that rules know more than
+    /// the object at hand; with --register true, else false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Cluster"
+    )]
+    watch: Option<bool>,
     #[command(flatten)]
     cluster: ClusterArgs,
 
@@ -200,7 +216,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     let config = tls::server_config(Arc::clone(&certificate.resolver) as _)?;
 
     // Before anything is served: a client that cannot be made is a mistake in the arguments.
-    let client = if args.register {
+    let watches = args.watch.unwrap_or(args.register);
+    let client = if args.register || watches {
         Some(args.cluster.client().await?)
     } else {
         None
@@ -244,8 +261,17 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     );
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let renewal = tokio::spawn(certificate.renew(Arc::clone(&metrics), stopped.clone()));
+    let mut caches = Vec::new();
+    if let Some(client) = client.as_ref().filter(|_| watches) {
+        caches = cluster::watch::start(client, &desk, &health.watches, &stopped);
+    }
+    let mut signals = pin!(wait_for_signal());
+    let early = tokio::select! {
+        signal = &mut signals => Some(signal?),
+        () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
+    };
     health.serving();
-    let upkeep = if let Some(client) = client {
+    let upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
         tokio::spawn(register(
             client,
             registration,
@@ -254,11 +280,16 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             stopped,
         ))
     } else {
-        tracing::info!("ready");
+        if early.is_none() {
+            tracing::info!("ready");
+        }
         tokio::spawn(async {})
     };
 
-    let signal = wait_for_signal().await?;
+    let signal = match early {
+        Some(signal) => signal,
+        None => signals.await?,
+    };
     health.stopping();
     let default = if args.service.is_some() {
         Duration::from_secs(5)
@@ -276,6 +307,9 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     admission.await?.context("the admission port failed")?;
     let _ = upkeep.await;
     let _ = renewal.await;
+    for cache in caches {
+        let _ = cache.await;
+    }
     admin_handle.graceful_shutdown(Some(Duration::from_secs(1)));
     admin_task.await?.context("the admin port failed")?;
     tracing::info!("stopped");

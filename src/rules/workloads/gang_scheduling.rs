@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
-    facts::{KAI_GROUP, Known},
+    facts::{KAI_GROUP, Known, Watched},
     finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
@@ -374,6 +374,12 @@ impl<'a> Case<'a> {
             || self.serving.set.template.annotation(key) == Some("true")
     }
 
+    /// Whether the cluster is known not to run the scheduler.
+    fn is_not_served(&self) -> bool {
+        self.scheduler.name == "kai"
+            && self.cx.facts.cluster().serves(Watched::Queue) == Some(false)
+    }
+
     // ---- judging ----
 
     /// One pod holds all ranks.
@@ -381,6 +387,7 @@ impl<'a> Case<'a> {
         let level = match self.cx.policy.gang_scheduler.single_pod {
             SinglePod::Allow => return,
             SinglePod::Warn => Level::Warn,
+            SinglePod::Auto if self.is_not_served() => Level::Warn,
             SinglePod::Auto | SinglePod::Require => Level::Deny,
         };
         let gpus = match self.serving.accelerators.units {
