@@ -4,8 +4,9 @@ use std::{
     fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -23,6 +24,8 @@ use crate::{cluster::watch::Watches, metrics::Metrics};
 pub struct Health {
     serving: AtomicBool,
     stopping: AtomicBool,
+    /// In seconds of the epoch.
+    certificate_end: AtomicU64,
     registration: Mutex<Option<Result<(), String>>>,
     /// How the watches of the cluster fare. Never a reason not to be ready.
     pub watches: Arc<Watches>,
@@ -39,9 +42,21 @@ impl Health {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Whether traffic is welcome.
+    /// The certificate served from now on ends then.
+    pub fn certificate(&self, end: SystemTime) {
+        self.certificate_end.store(seconds(end), Ordering::Release);
+    }
+
+    /// Whether traffic is welcome: not before we serve, not after a signal, and not with a
+    /// certificate that no client takes any more.
     pub fn is_ready(&self) -> bool {
-        self.serving.load(Ordering::Acquire) && !self.stopping.load(Ordering::Acquire)
+        self.serving.load(Ordering::Acquire)
+            && !self.stopping.load(Ordering::Acquire)
+            && self.has_certificate()
+    }
+
+    fn has_certificate(&self) -> bool {
+        seconds(SystemTime::now()) < self.certificate_end.load(Ordering::Acquire)
     }
 
     /// The webhook configurations were written, or why not. Never a reason not to be ready.
@@ -63,6 +78,12 @@ impl Health {
             (false, false) => "starting",
         };
         let _ = writeln!(text, "admission: {state}");
+        let certificate = if self.has_certificate() {
+            "ok"
+        } else {
+            "expired"
+        };
+        let _ = writeln!(text, "certificate: {certificate}");
         let registration = self
             .registration
             .lock()
@@ -79,6 +100,11 @@ impl Health {
         self.watches.describe(&mut text);
         text
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// What the admin port shows.

@@ -805,7 +805,6 @@ fn harmless(program: &str) -> bool {
             | "awk"
             | "sleep"
             | "which"
-            | "uv"
             | "git"
     )
 }

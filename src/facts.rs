@@ -194,7 +194,13 @@ impl Facts {
         made.as_deref()
     }
 
-    fn watched(&self, group: &str, kind: &str, namespace: Option<&str>, name: &str) -> Known<&Fact> {
+    fn watched(
+        &self,
+        group: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Known<&Fact> {
         match Watched::of(group, kind) {
             Some(watched) => self
                 .cluster
@@ -280,7 +286,11 @@ mod tests {
             "apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": {"name": "team-a"}
         }));
         let mut listed = Listed::default();
-        listed.add("a", "chat", Watched::Deployment.fact(&json!({}), engines).unwrap());
+        listed.add(
+            "a",
+            "chat",
+            Watched::Deployment.fact(&json!({}), engines).unwrap(),
+        );
         let facts = Facts::from_documents([&queue]).with_cluster(|cluster| {
             cluster.replace(Watched::Queue, &Listed::default());
             cluster.replace(Watched::Deployment, &listed);
@@ -288,9 +298,16 @@ mod tests {
         assert_eq!(facts.queue("team-a"), Known::Present(()));
         assert_eq!(facts.queue("team-b"), Known::Absent);
         let workload = |kind: &str, name: &str| facts.workload("apps", kind, Some("a"), name);
-        assert_eq!(workload("Deployment", "chat"), Known::Present(&Digest::default()));
+        assert_eq!(
+            workload("Deployment", "chat"),
+            Known::Present(&Digest::default())
+        );
         assert_eq!(workload("Deployment", "other"), Known::Absent);
-        assert_eq!(workload("StatefulSet", "chat"), Known::Unknown, "not watched");
+        assert_eq!(
+            workload("StatefulSet", "chat"),
+            Known::Unknown,
+            "not watched"
+        );
         assert_eq!(workload("Rollout", "chat"), Known::Unknown, "never watched");
         assert_eq!(facts.scaled_object(Some("a"), "chat"), Known::Unknown);
     }
@@ -308,7 +325,9 @@ mod tests {
             "spec": {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"}}
         }));
         let facts = Facts::from_documents([&deployment, &rollout]);
-        let digest = facts.workload("argoproj.io", "Rollout", None, "roll").present();
+        let digest = facts
+            .workload("argoproj.io", "Rollout", None, "roll")
+            .present();
         assert!(digest.is_some_and(|digest| digest.served.is_some()));
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     },
     facts::Facts,
     finding::{FieldPath, Level},
-    rules::{self, Params, RULES, Rule},
+    rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
 };
 
@@ -408,6 +408,7 @@ pub struct Policy {
     queues: Vec<(Pattern, String)>,
     warm_pools: Vec<WarmPool>,
     catalog: Catalog,
+    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -649,9 +650,8 @@ impl Policy {
             .iter()
             .enumerate()
             .map(|(index, text)| {
-                WarmPool::read(text).map_err(|message| {
-                    wrong(FieldPath::of(&["warmPools"]).index(index), message)
-                })
+                WarmPool::read(text)
+                    .map_err(|message| wrong(FieldPath::of(&["warmPools"]).index(index), message))
             })
             .collect::<Result<_, _>>()?;
         let mut catalog = Catalog {
@@ -675,6 +675,19 @@ impl Policy {
                 })?;
             catalog.site_metrics = Some(metrics);
         }
+        let without_effect = [
+            (
+                "exemptions.namespaces",
+                !file.exemptions.namespaces.is_empty(),
+            ),
+            (
+                "exemptions.reviewRequired",
+                !file.exemptions.review_required.is_empty(),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(member, set)| set.then_some(member))
+        .collect();
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -685,6 +698,7 @@ impl Policy {
             queues,
             warm_pools,
             catalog,
+            without_effect,
             hash: fingerprint(document),
         })
     }
@@ -718,33 +732,26 @@ impl Policy {
         Some(effective)
     }
 
-    /// Whether some namespace may see this rule at deny: what decides whether its kinds go to the
-    /// webhook that may block a write.
-    pub fn may_deny(&self, rule: &Rule) -> bool {
-        let denies = |level: RuleLevel| level == RuleLevel::Deny;
-        self.mode == Mode::Enforce
-            && (self
-                .settings
-                .get(rule.id)
-                .is_some_and(|setting| denies(setting.level))
-                || self.overrides.iter().any(|one| {
-                    one.settings
-                        .get(rule.id)
-                        .is_some_and(|(level, _)| level.is_some_and(denies))
-                }))
+    /// Whether this rule may be at deny for some object of a kind: what decides whether the kind goes
+    /// to the webhook that may block a write.
+    pub fn may_deny(&self, rule: &Rule, kind: &Kind) -> bool {
+        self.mode == Mode::Enforce && self.may(rule, kind, |level| level == RuleLevel::Deny)
     }
 
-    /// Whether some namespace sees this rule at all.
-    pub fn may_run(&self, rule: &Rule) -> bool {
-        let runs = |level: RuleLevel| level != RuleLevel::Off;
-        self.settings
-            .get(rule.id)
-            .is_some_and(|setting| runs(setting.level))
-            || self.overrides.iter().any(|one| {
-                one.settings
-                    .get(rule.id)
-                    .is_some_and(|(level, _)| level.is_some_and(runs))
-            })
+    /// Whether this rule looks at some object of a kind.
+    pub fn may_run(&self, rule: &Rule, kind: &Kind) -> bool {
+        self.may(rule, kind, |level| level != RuleLevel::Off)
+    }
+
+    fn may(&self, rule: &Rule, kind: &Kind, is: impl Fn(RuleLevel) -> bool) -> bool {
+        self.settings.get(rule.id).is_some_and(|setting| is(setting.level))
+            // Cluster-scoped objects match no override.
+            || kind.namespaced
+                && self.overrides.iter().any(|one| {
+                    one.settings
+                        .get(rule.id)
+                        .is_some_and(|(level, _)| level.is_some_and(&is))
+                })
     }
 
     /// Kind and name of the workloads that keep capacity warm for a namespace.
@@ -773,6 +780,12 @@ impl Policy {
         &self.catalog
     }
 
+    /// Members that are set and that this version does not act on yet. They are read strictly all the
+    /// same.
+    pub fn without_effect(&self) -> &[&'static str] {
+        &self.without_effect
+    }
+
     /// Tells policies apart: the same text gives the same hash on every replica.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -795,6 +808,7 @@ impl Default for Policy {
             warm_pools: Vec::new(),
             queues: Vec::new(),
             catalog: Catalog::default(),
+            without_effect: Vec::new(),
             hash: String::new(),
         })
     }

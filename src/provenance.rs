@@ -182,10 +182,7 @@ fn on_update(
         return Provenance::Explicit;
     }
     // It has gone back to the default. A server-side apply?
-    let taken = taken_by_update(new, old, path);
-    if taken.is_none()
-        && let Some(owned) = applied_just_now(new, old, path)
-    {
+    if let Some(owned) = applied_just_now(new, old, path) {
         return match owned {
             Owned::Yes => Provenance::Explicit,
             Owned::No => Provenance::Defaulted,
@@ -203,26 +200,35 @@ fn on_update(
             Provenance::Defaulted
         };
     }
-    if taken.is_some_and(|manager| DELIBERATE.contains(&manager)) {
+    let deliberate = entries(new).any(|entry| {
+        DELIBERATE.contains(&entry.text("manager"))
+            && entry.acted_since(old)
+            && owns(entry.fields(), new, path) == Owned::Yes
+    });
+    if deliberate {
         return Provenance::Explicit;
     }
     // What is left is a PUT or a patch of some client that leaves no trace.
-    match block {
-        Some(block) if block.is_whole_in(new) => Provenance::Presumed,
-        Some(_) => Provenance::Explicit,
-        // A lone value: a bare file was put over an object whose own manifest did not name the
-        // field. Its annotations and identity do not come with a bare file.
-        None => {
-            let bare = (document.is_none() && earlier.is_some())
-                || (written(old, &["metadata", "uid"]).is_some()
-                    && written(new, &["metadata", "uid"]).is_none());
-            if bare && was_named(old, path) == Some(false) {
-                Provenance::Presumed
-            } else {
-                Provenance::Explicit
-            }
-        }
+    if block.is_some_and(|block| block.is_whole_in(new)) {
+        return Provenance::Presumed;
     }
+    // A bare file was put over an object whose own manifest did not name the field: neither the
+    // annotations nor the identity of the object come with it.
+    let bare = (document.is_none() && earlier.is_some())
+        || (written(old, &["metadata", "uid"]).is_some()
+            && written(new, &["metadata", "uid"]).is_none());
+    // The rest of the block must be what that manifest said, or it is another file.
+    let same_file = |(path, default): &(&[&str], Value)| match was_named(old, path) {
+        Some(true) => written(new, path) == written(old, path),
+        _ => has_default(written(new, path), default),
+    };
+    if bare
+        && was_named(old, path) == Some(false)
+        && block.is_none_or(|block| block.fields.iter().all(same_file))
+    {
+        return Provenance::Presumed;
+    }
+    Provenance::Explicit
 }
 
 /// What an object keeps of how it was written.
@@ -295,6 +301,13 @@ impl<'v> Entry<'v> {
                 .all(|key| other.text(key) == self.text(key))
         })
     }
+
+    /// Whether the manager wrote the object since: its entry is new, later, or holds more.
+    fn acted_since(self, old: &Value) -> bool {
+        self.counterpart(old).is_none_or(|before| {
+            before.text("time") != self.text("time") || gained(self.fields(), before.fields())
+        })
+    }
 }
 
 fn entries(object: &Value) -> impl Iterator<Item = Entry<'_>> {
@@ -306,31 +319,32 @@ fn entries(object: &Value) -> impl Iterator<Item = Entry<'_>> {
         .filter(|entry| entry.text("subresource").is_empty())
 }
 
-/// The manager that took the field by writing it other than by server-side apply.
-fn taken_by_update<'n>(new: &'n Value, old: &Value, path: &[&str]) -> Option<&'n str> {
-    entries(new)
-        .filter(|entry| !entry.applies())
-        .find(|entry| {
-            owns(entry.fields(), new, path) == Owned::Yes
-                && entry
-                    .counterpart(old)
-                    .is_none_or(|before| owns(before.fields(), old, path) != Owned::Yes)
-        })
-        .map(|entry| entry.text("manager"))
-}
-
 /// Where this request is a server-side apply: whether its applier wrote the field. The API server
 /// puts the entry's new time and fields into the object before it calls webhooks.
 fn applied_just_now(new: &Value, old: &Value, path: &[&str]) -> Option<Owned> {
+    // Times are in seconds. An applier that drops fields within the second of its last write only
+    // loses them, which it also does when another client's update takes them; that client's own
+    // entry then shows it.
+    let updated = entries(new).any(|entry| !entry.applies() && entry.acted_since(old));
+    let lost = |entry: Entry<'_>| {
+        entry
+            .counterpart(old)
+            .is_some_and(|before| before.fields() != entry.fields())
+    };
     entries(new)
-        .filter(|entry| {
-            entry.applies()
-                && entry.counterpart(old).is_none_or(|before| {
-                    before.text("time") != entry.text("time") || before.fields() != entry.fields()
-                })
-        })
+        .filter(|entry| entry.applies() && (entry.acted_since(old) || (!updated && lost(*entry))))
         .map(|entry| owns(entry.fields(), new, path))
         .max()
+}
+
+/// Whether a `fieldsV1` set holds something that the other does not.
+fn gained(fields: &Value, before: &Value) -> bool {
+    let (Some(fields), Some(before)) = (fields.as_object(), before.as_object()) else {
+        return false;
+    };
+    fields
+        .iter()
+        .any(|(key, below)| before.get(key).is_none_or(|before| gained(below, before)))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -650,6 +664,29 @@ mod tests {
     }
 
     #[test]
+    fn an_update_within_the_second_of_another_is_no_apply() {
+        let mut put = filled();
+        put["consolidationPolicy"] = json!("WhenEmptyOrUnderutilized");
+        put["consolidateAfter"] = json!("5m");
+        let old = managed(
+            pool(filled()),
+            &[
+                entry("kubectl", "Apply", "t1", &[AFTER]),
+                // It held the policy before a fill put it back.
+                entry("kubectl-replace", "Update", "t1", &[POLICY]),
+            ],
+        );
+        let new = managed(
+            pool(put),
+            &[
+                entry("kubectl", "Apply", "t1", &[]),
+                entry("kubectl-replace", "Update", "t1", &[POLICY, AFTER]),
+            ],
+        );
+        assert_eq!(policy_of(new, Some(old)), Provenance::Explicit);
+    }
+
+    #[test]
     fn a_server_side_apply_that_drops_the_field_leaves_it_defaulted() {
         let mut dropped = filled();
         dropped["consolidationPolicy"] = json!("WhenEmptyOrUnderutilized");
@@ -717,6 +754,21 @@ mod tests {
         let own = with_last_applied(deployment(180), &deployment(180));
         assert_eq!(of(deployment(30), own), Provenance::Explicit);
         assert_eq!(of(deployment(30), deployment(180)), Provenance::Explicit);
+    }
+
+    #[test]
+    fn a_bare_file_put_again_is_silent_where_the_applied_one_was() {
+        let file = pool(json!({"consolidateAfter": "30s"}));
+        let live = |policy: &str, after: &str| {
+            pool(
+                json!({"consolidationPolicy": policy, "consolidateAfter": after,
+                        "budgets": [{"nodes": "10%"}]}),
+            )
+        };
+        let old = with_last_applied(live("WhenEmpty", "30s"), &file);
+        let put = |after| policy_of(live("WhenEmptyOrUnderutilized", after), Some(old.clone()));
+        assert_eq!(put("30s"), Provenance::Presumed);
+        assert_eq!(put("5m"), Provenance::Explicit, "it is another file");
     }
 
     #[test]

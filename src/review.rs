@@ -7,12 +7,12 @@ use json_patch::Patch;
 use serde_json::Value;
 
 use crate::{
-    catalog::controllers::{Controllers, Parent, parent_of},
+    catalog::controllers::{Controllers, Parent, controller_of, parent_of},
     edit::{Edit, Outcome, Patcher},
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
     policy::{ExistingViolations, Mode, Policy, RuleLevel},
-    rules::{Context, Edits, Findings, RULES, Rule, metadata_read},
+    rules::{Context, Edits, Findings, Memo, RULES, Rule, metadata_read},
     subject::{Door, Operation, Subject, at},
 };
 
@@ -80,8 +80,9 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     let mut judged = None;
     if subject.door != Door::Validate && policy.mode == Mode::Enforce && !is_child {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
+        let memo = Memo::default();
         for rule in rules() {
-            findings.extend(fill(rule, policy, facts, subject, now, &mut patcher));
+            findings.extend(fill(rule, policy, facts, subject, now, &memo, &mut patcher));
         }
         let (value, operations) = patcher.finish();
         // In `check` silence is filled before the verdict, as it will be in the cluster; what
@@ -93,14 +94,18 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     }
     if subject.door != Door::Mutate {
         let judged = judged.as_ref().unwrap_or(subject);
-        let old = subject.as_it_stood();
+        // What an old object was let in for as the child of a controller is no existing violation.
+        let old = subject
+            .as_it_stood()
+            .filter(|old| is_child || parent_of(old, Controllers::builtin()) == Parent::None);
+        let (memo, old_memo) = (Memo::default(), Memo::default());
         for rule in rules() {
-            let mut found = check(rule, policy, facts, judged, now);
+            let mut found = check(rule, policy, facts, judged, now, &memo);
             if let Some(old) = &old
                 && policy.existing_violations == ExistingViolations::Warn
                 && found.iter().any(|finding| finding.level == Level::Deny)
             {
-                ratchet(&mut found, &check(rule, policy, facts, old, now));
+                ratchet(&mut found, &check(rule, policy, facts, old, now, &old_memo));
             }
             if is_child {
                 // Refusing what a controller writes would only make it try again for ever.
@@ -135,7 +140,11 @@ fn skip(subject: &Subject) -> Option<Skip> {
         return Some(Skip::Subresource);
     }
     let old = subject.old.as_ref()?;
-    (!changed(subject, old)).then_some(Skip::Unchanged)
+    // The control plane lets go of objects that it keeps as they are: `kubectl delete
+    // --cascade=orphan`, a ReplicaSet whose labels changed.
+    let released = controller_of(&subject.value) != controller_of(old);
+    let unchanged = !changed(subject, old) && (!released || subject.is_from_control_plane());
+    unchanged.then_some(Skip::Unchanged)
 }
 
 /// Whether an update touched anything that a rule reads: the object's own content, or a label or
@@ -180,12 +189,13 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
 }
 
 /// Makes a rule's fills, all of them or none.
-fn fill(
+fn fill<'a>(
     rule: &'static Rule,
-    policy: &Policy,
-    facts: &Facts,
-    subject: &Subject,
+    policy: &'a Policy,
+    facts: &'a Facts,
+    subject: &'a Subject,
     now: Timestamp,
+    memo: &'a Memo<'a>,
     patcher: &mut Patcher,
 ) -> Vec<Finding> {
     let (Some(fill), Some(effective)) = (rule.fill, policy.effective(rule, subject, facts)) else {
@@ -202,6 +212,7 @@ fn fill(
             policy,
             params: effective.params.as_ref(),
             now,
+            memo,
         },
         &mut edits,
     );
@@ -232,12 +243,13 @@ fn fill(
 }
 
 /// Judges an object by one rule, with the policy's level applied.
-fn check(
+fn check<'a>(
     rule: &'static Rule,
-    policy: &Policy,
-    facts: &Facts,
-    subject: &Subject,
+    policy: &'a Policy,
+    facts: &'a Facts,
+    subject: &'a Subject,
     now: Timestamp,
+    memo: &'a Memo<'a>,
 ) -> Vec<Finding> {
     let Some(effective) = policy.effective(rule, subject, facts) else {
         return Vec::new();
@@ -253,6 +265,7 @@ fn check(
             policy,
             params: effective.params.as_ref(),
             now,
+            memo,
         },
         &mut findings,
     );
@@ -270,7 +283,8 @@ fn check(
     found
 }
 
-/// What the old object had already, and no worse, is not this write's doing.
+/// What the old object would have been denied for already, and no less, is not this write's doing. A
+/// warning forgives nothing: what was only doubtful before may be wrong now.
 fn ratchet(found: &mut [Finding], before: &[Finding]) {
     for finding in found
         .iter_mut()
@@ -278,6 +292,7 @@ fn ratchet(found: &mut [Finding], before: &[Finding]) {
     {
         let had = before.iter().any(|old| {
             old.rule == finding.rule
+                && old.level == Level::Deny
                 && old.fingerprint == finding.fingerprint
                 && old.severity >= finding.severity
         });

@@ -1,7 +1,7 @@
 //! The rules: one file each below this module, declared once with [`declare_rule!`]. What is said
 //! there feeds the documentation, the policy's schema, reports, and the webhook configurations.
 
-use std::{any::Any, collections::BTreeSet, fmt, sync::Arc};
+use std::{any::Any, cell::OnceCell, collections::BTreeSet, fmt, sync::Arc};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use crate::{
     facts::Facts,
     finding::{FieldPath, Finding, Level},
     policy::Policy,
-    subject::Subject,
+    subject::{Subject, workload::Serving},
 };
 
 pub mod kinds;
@@ -31,7 +31,6 @@ pub static RULES: &[&Rule] = &[
     &signals::scale_to_zero::SCALE_TO_ZERO,
     &signals::short_scale_down::SHORT_SCALE_DOWN,
     &signals::shared_role_scaler::SHARED_ROLE_SCALER,
-    &signals::gang_scaling_floor::GANG_SCALING_FLOOR,
     &node_pools::gpu_pool_consolidation::GPU_POOL_CONSOLIDATION,
     &node_pools::gpu_pool_consolidate_after::GPU_POOL_CONSOLIDATE_AFTER,
     &node_pools::gpu_pool_taint::GPU_POOL_TAINT,
@@ -45,6 +44,11 @@ pub static RULES: &[&Rule] = &[
     &workloads::parallelism_fits_pod::PARALLELISM_FITS_POD,
     &workloads::stranded_gpus::STRANDED_GPUS,
     &workloads::termination_grace::TERMINATION_GRACE,
+    &workloads::drain_hook::DRAIN_HOOK,
+    &workloads::readiness_probe::READINESS_PROBE,
+    &workloads::model_load_budget::MODEL_LOAD_BUDGET,
+    &workloads::gang_priority::GANG_PRIORITY,
+    &workloads::gang_scaling_floor::GANG_SCALING_FLOOR,
 ];
 
 /// The rule of that id.
@@ -209,6 +213,24 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
     pub params: &'a P,
     /// The time of the review.
     pub now: Timestamp,
+    /// What other rules have read off this object already.
+    pub memo: &'a Memo<'a>,
+}
+
+/// What several rules read off one object, read once.
+#[derive(Debug, Default)]
+pub struct Memo<'a> {
+    serving: OnceCell<Option<Serving<'a>>>,
+}
+
+impl<'a, P: ?Sized> Context<'a, P> {
+    /// What the object serves, if it runs a model server on accelerators.
+    pub fn serving(&self) -> Option<&'a Serving<'a>> {
+        self.memo
+            .serving
+            .get_or_init(|| Serving::of(self.subject, self.facts, self.policy.catalog().engines()))
+            .as_ref()
+    }
 }
 
 impl<'a> Context<'a> {
@@ -220,6 +242,7 @@ impl<'a> Context<'a> {
             policy: self.policy,
             params: self.params.downcast_ref::<P>()?,
             now: self.now,
+            memo: self.memo,
         })
     }
 }

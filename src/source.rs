@@ -86,10 +86,11 @@ pub fn read(text: &str) -> Vec<Result<Document, SourceError>> {
         let Some(source) = text.get(part.clone()) else {
             continue;
         };
-        if source
-            .lines()
-            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
-        {
+        // A directive, as `%YAML 1.1`, speaks of the document after the next marker.
+        let idle = |line: &str| {
+            line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with('%')
+        };
+        if source.lines().all(idle) {
             continue;
         }
         match parse(source) {
@@ -154,11 +155,49 @@ fn split(text: &str) -> Vec<Range<usize>> {
     }
     parts.push(start..text.len());
     parts
+        .into_iter()
+        .flat_map(|part| objects(text, part))
+        .collect()
+}
+
+/// The parts of a part: JSON objects that follow each other without a marker, as `jq` prints them,
+/// are a document each, to kubectl too.
+fn objects(text: &str, part: Range<usize>) -> Vec<Range<usize>> {
+    let source = text.get(part.clone()).unwrap_or_default();
+    if !source.trim_start().starts_with('{') {
+        return vec![part];
+    }
+    let mut stream =
+        serde_json::Deserializer::from_str(source).into_iter::<serde::de::IgnoredAny>();
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while let Some(Ok(_)) = stream.next() {
+        let end = stream.byte_offset();
+        parts.push(part.start + start..part.start + end);
+        start = end;
+    }
+    let rest = source.get(start..).unwrap_or_default();
+    if parts.len() < 2 || !rest.trim().is_empty() {
+        // One object, or what is YAML's to read.
+        return vec![part];
+    }
+    parts
 }
 
 fn parse(source: &str) -> Result<Spanned<Node>, serde_saphyr::Error> {
-    // Kubernetes reads YAML 1.1, where 0755 is octal: a file mode means the same to both.
-    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let size = source.len();
+    let options = serde_saphyr::options! {
+        // Kubernetes reads YAML 1.1, where 0755 is octal: a file mode means the same to both.
+        legacy_octal_numbers: true,
+        // What is written out is limited by its own length: a dump of a cluster is large and
+        // honest. What a few bytes can blow up, nesting and aliases, keeps its limits.
+        budget: serde_saphyr::budget! {
+            max_nodes: size.max(250_000),
+            max_events: size.saturating_mul(4).max(1_000_000),
+            max_total_scalar_bytes: size.max(64 * 1024 * 1024),
+            max_buffered_comment_events: size.max(32),
+        },
+    };
     serde_saphyr::from_str_with_options(source, options)
 }
 
@@ -310,6 +349,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -378,6 +419,51 @@ mod tests {
         let text = "base: &b {x: 1}\nuse:\n  <<: *b\n  y: 2\n";
         assert_eq!(one(text).value["use"], json!({"x": 1, "y": 2}));
         assert!(read("a: 1\na: 2\n")[0].is_err());
+    }
+
+    #[test]
+    fn a_large_dump_is_read_and_a_bomb_is_not() {
+        let mut dump = String::from("items:\n");
+        for index in 0..60_000 {
+            writeln!(dump, "- {{a: {index}, b: [x, y]}}").unwrap();
+        }
+        assert!(read(&dump)[0].is_ok(), "{:?}", read(&dump)[0]);
+        let comments = format!("a:\n{}  b: 1\n", "  # why\n".repeat(200));
+        assert_eq!(one(&comments).value["a"]["b"], 1);
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..12 {
+            let below = format!("*a{}, ", level - 1).repeat(10);
+            writeln!(
+                bomb,
+                "a{level}: &a{level} [{}]",
+                below.trim_end_matches(", ")
+            )
+            .unwrap();
+        }
+        assert!(read(&bomb)[0].is_err());
+    }
+
+    #[test]
+    fn directives_belong_to_the_document_after_them() {
+        let documents = read("%YAML 1.1\n---\na: 1\n");
+        assert_eq!(documents.len(), 1);
+        assert_eq!(documents[0].as_ref().unwrap().value["a"], 1);
+    }
+
+    #[test]
+    fn json_objects_in_a_row_are_documents() {
+        let documents = read("{\"a\": 1}\n{\"a\": 2}\n");
+        let values: Vec<_> = documents
+            .iter()
+            .map(|d| d.as_ref().unwrap().value["a"].clone())
+            .collect();
+        assert_eq!(values, [1, 2]);
+        let text = "{\"a\": 1}\n{\"b\": 2}\n";
+        let second = read(text)[1].as_ref().unwrap().clone();
+        assert_eq!(
+            line_column(text, second.marks.locate(&FieldPath::of(&["b"])).0.start),
+            (2, 2)
+        );
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Subject {
     pub operation: Operation,
     /// The subresource written to, as `scale`; empty for the object itself.
     pub subresource: String,
+    /// Who asks; empty where nobody does, as for files.
+    pub user: String,
 }
 
 impl Subject {
@@ -96,6 +98,7 @@ impl Subject {
             door: Door::Check,
             operation: Operation::Create,
             subresource: String::new(),
+            user: String::new(),
             value,
         })
     }
@@ -128,6 +131,13 @@ impl Subject {
     /// Whether the object is already being deleted.
     pub fn is_going_away(&self) -> bool {
         at(&self.value, &["metadata", "deletionTimestamp"]).is_some_and(|stamp| !stamp.is_null())
+    }
+
+    /// Whether the control plane itself asks: it adopts, releases and orphans objects, and would try
+    /// again for ever if it were refused.
+    pub fn is_from_control_plane(&self) -> bool {
+        self.user.starts_with("system:kube-controller-manager")
+            || self.user.starts_with("system:serviceaccount:kube-system:")
     }
 
     /// The same question about another value, such as the object after its fills.

@@ -11,6 +11,22 @@ pub fn shown(value: &Value) -> String {
     cut(&value.to_string(), LIMIT)
 }
 
+/// The text with what would move a terminal's cursor or colour it written out: names in manifests
+/// are anybody's.
+pub fn harmless(text: &str) -> String {
+    let spoken = |c: char| !c.is_control() || c == '\n';
+    if text.chars().all(spoken) {
+        return text.to_owned();
+    }
+    text.chars()
+        .flat_map(|c| {
+            let escaped = (!spoken(c)).then(|| c.escape_default());
+            let plain = escaped.is_none().then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
 /// The text, or its beginning and an ellipsis, in at most `limit` characters.
 pub fn cut(text: &str, limit: usize) -> String {
     if text.chars().count() <= limit {
@@ -50,6 +66,11 @@ mod tests {
         let word = "x".repeat(WIDTH + 5);
         assert_eq!(wrap(&format!("a  b\n{word} c")), format!("a b\n{word}\nc"));
         assert_eq!(wrap(""), "");
+    }
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(harmless("a\u{1b}[2Jb\nc\rä"), "a\\u{1b}[2Jb\nc\\rä");
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl Identity {
         })
     }
 
+    /// Whether it is the same certificate.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+    }
+
     /// When to replace it: after two thirds of its life.
     pub fn renew_at(&self) -> SystemTime {
         let life = self

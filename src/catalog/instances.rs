@@ -724,26 +724,43 @@ mod tests {
                 resource.name
             );
         }
-        for provider in &file.providers {
-            assert!(!provider._source.is_empty() && provider._checked.starts_with("2026-"));
-            for row in provider.rows.iter().chain(&provider.categories) {
-                assert!(
-                    !row.source.is_empty() && row.checked.starts_with("2026-"),
-                    "{row:?}"
-                );
-                assert_eq!(row.vendor.is_some(), row.device != Device::Cpu, "{row:?}");
-                assert!(
-                    row.vendor.as_deref().is_none_or(|id| vendors.contains(id)),
-                    "{row:?}"
-                );
-            }
+        let rows = file
+            .providers
+            .iter()
+            .flat_map(|one| one.rows.iter().chain(&one.categories));
+        for row in rows {
+            assert_eq!(row.vendor.is_some(), row.device != Device::Cpu, "{row:?}");
+            assert!(
+                row.vendor.as_deref().is_none_or(|id| vendors.contains(id)),
+                "{row:?}"
+            );
         }
+        assert!(rows_in(&serde_saphyr::from_str(BUILTIN).unwrap()) > 100);
         let catalog = InstanceCatalog::builtin();
         for vendor in &catalog.vendors {
             assert_eq!(
                 catalog.resource(&vendor.resource).unwrap().vendor,
                 vendor.id
             );
+        }
+    }
+
+    /// The number of rows below a value, each of which says where it comes from and when it was
+    /// checked.
+    fn rows_in(value: &Value) -> usize {
+        match value {
+            Value::Array(list) => list
+                .iter()
+                .map(|row| {
+                    let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default();
+                    let is_row = row.is_object();
+                    assert!(!is_row || !text("source").is_empty(), "{row}");
+                    assert!(!is_row || text("checked").starts_with("2026-"), "{row}");
+                    usize::from(is_row) + rows_in(row)
+                })
+                .sum(),
+            Value::Object(members) => members.values().map(rows_in).sum(),
+            _ => 0,
         }
     }
 
@@ -850,7 +867,7 @@ mod tests {
         let of = |name: &str| {
             catalog
                 .resource(name)
-                .map(|found| (found.vendor.to_string(), found.whole))
+                .map(|found| (found.vendor.clone(), found.whole))
         };
         assert_eq!(of("nvidia.com/gpu"), Some(("nvidia".into(), true)));
         assert_eq!(of("nvidia.com/mig-1g.10gb"), Some(("nvidia".into(), false)));

@@ -64,6 +64,11 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
+    for member in policy.without_effect() {
+        report::complain(&format!(
+            "the policy's {member} has no effect in this version"
+        ));
+    }
     let mut reader = Reader::default();
     for path in &args.paths {
         reader.path(path);
@@ -100,8 +105,13 @@ pub fn run(args: &Args) -> u8 {
         Output::Json => report::json::render(&report),
         Output::Text => report::human::render(&report, args.color.wanted()),
     };
-    report::print(&text);
-    report.exit_code()
+    match report::print(&text) {
+        Ok(()) => report.exit_code(),
+        Err(error) => {
+            report::complain(&format!("cannot write the report: {error}"));
+            FAILED
+        }
+    }
 }
 
 impl Colour {
@@ -124,6 +134,8 @@ struct Found {
 #[derive(Default)]
 struct Reader {
     found: Vec<Found>,
+    /// Documents of the file in hand that are no objects.
+    others: Vec<Origin>,
     passed_by: PassedBy,
 }
 
@@ -155,6 +167,8 @@ impl Reader {
         for entry in walk {
             let entry = match entry {
                 Ok(entry) => entry,
+                // A link to nowhere, or round in a circle, is no manifest.
+                Err(error) if is_link_trouble(&error) => continue,
                 Err(error) => {
                     self.fail(&folder.display().to_string(), error.to_string());
                     continue;
@@ -206,13 +220,14 @@ impl Reader {
         // A byte order mark is no content.
         let text: Arc<str> = text.strip_prefix('\u{feff}').unwrap_or(&text).into();
         let file: Arc<str> = file.into();
-        let documents = source::read(&text);
-        let before = self.found.len();
-        let mut others = 0;
-        for document in documents {
+        let mut objects = 0;
+        let mut broken = 0;
+        self.others.clear();
+        for document in source::read(&text) {
             match document {
-                Ok(document) => others += self.document(&file, &text, document),
+                Ok(document) => objects += usize::from(self.document(&file, &text, document)),
                 Err(error) => {
+                    broken += 1;
                     let origin = Origin {
                         file: Arc::clone(&file),
                         text: Arc::clone(&text),
@@ -233,22 +248,37 @@ impl Reader {
                 }
             }
         }
-        if self.found.len() == before {
+        let others = std::mem::take(&mut self.others);
+        if objects == 0 && broken == 0 && others.is_empty() {
             if named {
-                let message = if others == 0 {
-                    "is empty".to_owned()
-                } else {
-                    "holds no Kubernetes object: no document has apiVersion and kind".to_owned()
+                self.fail(&file, "is empty".to_owned());
+            }
+        } else if objects == 0 && broken == 0 && named {
+            let message = "holds no Kubernetes object: no document has apiVersion and kind";
+            self.fail(&file, message.to_owned());
+        } else if !named {
+            self.passed_by.other_yaml += others.len();
+        } else {
+            // Beside manifests, a document without a kind is one with a mistake in it: kubectl
+            // refuses it.
+            for origin in others {
+                let line = origin.line;
+                let message = "no object: apiVersion or kind is missing".to_owned();
+                let problem = Problem {
+                    message,
+                    line,
+                    column: line.map(|_| 1),
                 };
-                self.fail(&file, message);
-            } else if others > 0 {
-                self.passed_by.other_yaml += 1;
+                self.found.push(Found {
+                    origin,
+                    subject: Err(problem),
+                });
             }
         }
     }
 
-    /// Takes the objects of a document; 1 where it holds none.
-    fn document(&mut self, file: &Arc<str>, text: &Arc<str>, document: Document) -> usize {
+    /// Takes the objects of a document; false where it holds none.
+    fn document(&mut self, file: &Arc<str>, text: &Arc<str>, document: Document) -> bool {
         let Document {
             index,
             value,
@@ -262,34 +292,35 @@ impl Reader {
             line: None,
             marks: Arc::new(marks),
         };
-        if let Some(items) = items(&value) {
-            for (item, value) in items.iter().enumerate() {
+        if let Some(list) = List::of(&value) {
+            for (item, value) in list.items.iter().enumerate() {
                 let mut origin = Origin {
                     item: Some(item),
                     ..origin.clone()
                 };
                 origin.line = Some(first_line(&origin));
-                let subject =
-                    Subject::from_manifest(Arc::new(value.clone())).ok_or_else(|| Problem {
-                        message: format!(
-                            "items[{item}] of the List is no object with apiVersion and kind"
-                        ),
-                        line: origin.line,
-                        column: None,
-                    });
+                let subject = list.subject(value).ok_or_else(|| Problem {
+                    message: format!(
+                        "items[{item}] of the {} is no object with apiVersion and kind",
+                        list.kind
+                    ),
+                    line: origin.line,
+                    column: None,
+                });
                 self.found.push(Found { origin, subject });
             }
-            return 0;
+            return true;
         }
-        let Some(subject) = Subject::from_manifest(value) else {
-            return 1;
-        };
         let line = Some(first_line(&origin));
+        let Some(subject) = Subject::from_manifest(value) else {
+            self.others.push(Origin { line, ..origin });
+            return false;
+        };
         self.found.push(Found {
             origin: Origin { line, ..origin },
             subject: Ok(subject),
         });
-        0
+        true
     }
 
     fn fail(&mut self, file: &str, message: String) {
@@ -324,19 +355,62 @@ impl Reader {
     }
 }
 
+/// Whether a walk met a link that leads nowhere or back to where it came from.
+fn is_link_trouble(error: &ignore::Error) -> bool {
+    match error {
+        ignore::Error::Loop { .. } => true,
+        ignore::Error::WithPath { path, err } => {
+            is_link_trouble(err) || (path.is_symlink() && !path.exists())
+        }
+        ignore::Error::WithDepth { err, .. } => is_link_trouble(err),
+        _ => false,
+    }
+}
+
 /// The line on which an object begins.
 fn first_line(origin: &Origin) -> usize {
     let (key, value) = origin.locate(&FieldPath::new());
     source::line_column(&origin.text, value.unwrap_or(key).start).0
 }
 
-/// The objects of a List, as `kubectl get -o yaml` writes them.
-fn items(value: &Value) -> Option<&Vec<Value>> {
-    let kind = value.get("kind")?.as_str()?;
-    value.get("apiVersion")?.as_str()?;
-    kind.ends_with("List")
-        .then(|| value.get("items")?.as_array())
-        .flatten()
+/// A List, as `kubectl get -o yaml` writes it, or a list of one kind, as the API server answers.
+struct List<'v> {
+    api_version: &'v str,
+    kind: &'v str,
+    items: &'v [Value],
+}
+
+impl<'v> List<'v> {
+    fn of(value: &'v Value) -> Option<Self> {
+        let kind = value.get("kind")?.as_str()?;
+        let api_version = value.get("apiVersion")?.as_str()?;
+        let items = value.get("items")?.as_array()?;
+        kind.ends_with("List").then_some(Self {
+            api_version,
+            kind,
+            items,
+        })
+    }
+
+    /// An item; those of a list of one kind need not say which. A List in a List is no object.
+    fn subject(&self, item: &Value) -> Option<Subject> {
+        if List::of(item).is_some() {
+            return None;
+        }
+        let mut item = item.clone();
+        let members = item.as_object_mut()?;
+        let kind = self
+            .kind
+            .strip_suffix("List")
+            .filter(|kind| !kind.is_empty());
+        if let Some(kind) = kind
+            && !members.contains_key("kind")
+        {
+            members.insert("kind".to_owned(), kind.into());
+            members.insert("apiVersion".to_owned(), self.api_version.into());
+        }
+        Subject::from_manifest(Arc::new(item))
+    }
 }
 
 /// Whether a file is a template of a Helm chart: below the `templates` folder of one.

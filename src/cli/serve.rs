@@ -4,12 +4,12 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpListener},
     path::PathBuf,
-    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
 use axum_server::{
     Handle,
     accept::NoDelayAcceptor,
@@ -17,7 +17,7 @@ use axum_server::{
 };
 use kube::core::Duration as GoDuration;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -34,14 +34,18 @@ use crate::{
     },
 };
 
-/// How often the webhook configurations are written again, in case somebody changed them.
-const REGISTRATION_PERIOD: Duration = Duration::from_secs(60);
-
 /// The first pause after a failed registration; it doubles up to the period.
 const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
 
 /// How often the wall clock is looked at: timers stop while a machine sleeps or moves.
 const CLOCK_PERIOD: Duration = Duration::from_secs(60);
+
+/// How often certificate files are looked at: a projected volume swaps a link above them, which a
+/// watch on the files themselves misses.
+const FILES_PERIOD: Duration = Duration::from_secs(10);
+
+/// How long the API server may take to answer a registration.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long requests in flight may take to finish after a signal.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -99,10 +103,11 @@ pub struct Args {
     #[arg(
         long,
         value_name = "URL",
+        value_parser = url,
         conflicts_with = "service",
         help_heading = "Registration"
     )]
-    url: Option<String>,
+    url: Option<Url>,
     /// The Service that the API server reaches us through, as <namespace>/<name>[:<port>]
     #[arg(long, value_name = "SERVICE", value_parser = service, help_heading = "Registration")]
     service: Option<Reach>,
@@ -112,6 +117,10 @@ pub struct Args {
     /// What becomes of a write that may be denied while we do not answer
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
+
+    /// How often the webhook configurations are written again, in case somebody changed them
+    #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
+    registration_period: GoDuration,
 
     /// Watch what autoscalers scale, queues, pod groups and namespaces, so that rules know more than
     /// the object at hand; with --register true, else false
@@ -163,6 +172,36 @@ fn service(text: &str) -> Result<Reach, String> {
     })
 }
 
+/// An https URL, and the host that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Url {
+    whole: String,
+    host: String,
+}
+
+fn url(text: &str) -> Result<Url, String> {
+    let wrong =
+        || format!("{text:?} is not an https URL; the API server calls webhooks by https only");
+    let uri: axum::http::Uri = text.parse().map_err(|_| wrong())?;
+    let authority = uri
+        .authority()
+        .filter(|authority| !authority.as_str().contains('@'));
+    let (Some("https"), Some(authority)) = (uri.scheme_str(), authority) else {
+        return Err(wrong());
+    };
+    if uri.query().is_some() || authority.host().is_empty() {
+        return Err(wrong());
+    }
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    Ok(Url {
+        whole: text.to_owned(),
+        host: host.to_owned(),
+    })
+}
+
 /// Runs the server until a signal ends it.
 pub fn run(args: &Args) -> u8 {
     if let Err(error) = telemetry::init(&args.log_level, args.log_format) {
@@ -194,7 +233,10 @@ pub fn run(args: &Args) -> u8 {
 async fn unregister(args: &Args) -> anyhow::Result<()> {
     let client = args.cluster.client().await?;
     let name = &args.registration_name;
-    if cluster::unregister(&client, name).await? {
+    let removed = tokio::time::timeout(REGISTRATION_LIMIT, cluster::unregister(&client, name))
+        .await
+        .map_err(|_| anyhow!("the API server did not answer within {REGISTRATION_LIMIT:?}"))?;
+    if removed? {
         tracing::info!("removed the webhook configurations {name:?}");
     } else {
         tracing::info!("there are no webhook configurations {name:?}");
@@ -203,17 +245,24 @@ async fn unregister(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &Args) -> anyhow::Result<()> {
+    // First of all: a signal that comes while we start is not lost.
+    let mut signals = Signals::new()?;
     let policy = super::policy(args.policy.as_deref()).map_err(|error| anyhow!(error))?;
+    for member in policy.without_effect() {
+        tracing::warn!("the policy's {member} has no effect in this version");
+    }
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::default());
     let listener = bind(args.listen, "--listen")?;
     let admin_listener = bind(args.admin_listen, "--admin-listen")?;
     let (webhook, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
 
-    let now = SystemTime::now();
-    let certificate = Certificate::load(args, webhook, now)?;
-    metrics.certificate(certificate.resolver.current().not_after);
+    let certificate = Certificate::load(args, webhook, SystemTime::now())?;
+    let end = certificate.resolver.current().not_after;
+    metrics.certificate(end);
+    health.certificate(end);
     let config = tls::server_config(Arc::clone(&certificate.resolver) as _)?;
+    let bundle = Arc::clone(&certificate.bundle);
 
     // Before anything is served: a client that cannot be made is a mistake in the arguments.
     let watches = args.watch.unwrap_or(args.register);
@@ -222,10 +271,16 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     } else {
         None
     };
+    if args.register && args.service.is_some() && args.tls_cert.is_none() {
+        tracing::warn!(
+            "the certificate authority is in this process's memory: run one replica, or give \
+             --tls-cert and --tls-key, for replicas would overwrite each other's caBundle"
+        );
+    }
     let registration = Registration {
         name: args.registration_name.clone(),
         reach: reach(args, webhook),
-        ca_bundle: certificate.bundle.clone(),
+        ca_bundle: Vec::new(),
         failure_policy: args.failure_policy,
     };
 
@@ -247,48 +302,60 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         .http2()
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let router = webhook::router(Arc::clone(&desk));
-    let admission = tokio::spawn(server.serve(router.into_make_service()));
+    let mut admission = tokio::spawn(server.serve(router.into_make_service()));
     let admin_handle = Handle::new();
     let admin_router = admin::router(Admin {
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
     });
-    let admin_task = tokio::spawn(
+    let mut admin_task = tokio::spawn(
         axum_server::from_tcp(admin_listener)?
             .handle(admin_handle.clone())
             .first_request_timeout(FIRST_REQUEST_LIMIT)
             .serve(admin_router.into_make_service()),
     );
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
-    let renewal = tokio::spawn(certificate.renew(Arc::clone(&metrics), stopped.clone()));
-    let mut caches = Vec::new();
-    if let Some(client) = client.as_ref().filter(|_| watches) {
-        caches = cluster::watch::start(client, &desk, &health.watches, &stopped);
-    }
-    let mut signals = pin!(wait_for_signal());
+    let mut renewal =
+        tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));
+    let caches = match client.as_ref().filter(|_| watches) {
+        Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
+        None => Vec::new(),
+    };
     let early = tokio::select! {
-        signal = &mut signals => Some(signal?),
+        signal = signals.next() => Some(signal),
         () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
     };
     health.serving();
-    let upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
+    let mut upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
+        let health = Arc::clone(&health);
+        let period = Duration::from(args.registration_period);
         tokio::spawn(register(
             client,
             registration,
+            bundle,
             desk,
-            Arc::clone(&health),
+            health,
+            period,
             stopped,
         ))
     } else {
         if early.is_none() {
             tracing::info!("ready");
         }
-        tokio::spawn(async {})
+        tokio::spawn(until_stopped(stopped))
     };
 
+    // None of these ends before it is told to: whichever does has failed, and staying up without it
+    // would only look alive.
     let signal = match early {
         Some(signal) => signal,
-        None => signals.await?,
+        None => tokio::select! {
+            signal = signals.next() => signal,
+            ended = &mut admission => bail!("the admission port failed: {ended:?}"),
+            ended = &mut admin_task => bail!("the admin port failed: {ended:?}"),
+            ended = &mut renewal => bail!("the certificate's renewal failed: {ended:?}"),
+            ended = &mut upkeep => bail!("the registration failed: {ended:?}"),
+        },
     };
     health.stopping();
     let default = if args.service.is_some() {
@@ -298,17 +365,21 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     };
     let delay = args.shutdown_delay.map_or(default, Into::into);
     tracing::info!(signal, "stopping");
-    // Nothing is left to drain for whoever presses Ctrl-C.
+    // Nothing is left to drain for whoever presses Ctrl-C; a second signal ends the wait.
     if signal == "SIGTERM" {
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = signals.next() => {}
+        }
     }
     let _ = stop.send(true);
     handle.graceful_shutdown(Some(DRAIN_LIMIT));
+    tracing::info!("stopped accepting; finishing what is in flight");
     admission.await?.context("the admission port failed")?;
-    let _ = upkeep.await;
-    let _ = renewal.await;
+    upkeep.await.context("the registration failed")?;
+    renewal.await.context("the certificate's renewal failed")?;
     for cache in caches {
-        let _ = cache.await;
+        cache.await.context("a watch failed")?;
     }
     admin_handle.graceful_shutdown(Some(Duration::from_secs(1)));
     admin_task.await?.context("the admin port failed")?;
@@ -316,24 +387,37 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
+/// The signals that end the server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-async fn wait_for_signal() -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
 }
 
 /// How the API server reaches us: as told, else at the address that we listen on.
 fn reach(args: &Args, listening: SocketAddr) -> Reach {
     match (&args.service, &args.url) {
         (Some(service), _) => service.clone(),
-        (None, Some(url)) => Reach::Url(url.clone()),
+        (None, Some(url)) => Reach::Url(url.whole.clone()),
         (None, None) => {
             let mut address = listening;
             if address.ip().is_unspecified() {
@@ -351,59 +435,116 @@ fn reach(args: &Args, listening: SocketAddr) -> Reach {
 struct Certificate {
     resolver: Arc<Resolver>,
     /// What the API server has to trust, PEM.
-    bundle: Vec<u8>,
-    /// Who signs the next one, and for which names; none where it comes from files.
-    authority: Option<(Authority, Vec<String>)>,
+    bundle: Arc<ArcSwap<Vec<u8>>>,
+    source: Source,
+}
+
+/// Where the next certificate comes from.
+enum Source {
+    /// Signed in memory, for these names.
+    Authority(Box<Authority>, Vec<String>),
+    /// Files, written by somebody else.
+    Files {
+        certificate: PathBuf,
+        key: PathBuf,
+        authority: PathBuf,
+    },
 }
 
 impl Certificate {
     fn load(args: &Args, listening: SocketAddr, now: SystemTime) -> anyhow::Result<Self> {
-        if let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) {
-            let identity = files::load(cert, key, now)?;
-            let authority = args.tls_ca.as_ref().unwrap_or(cert);
-            files::certificates(authority)?;
-            return Ok(Self {
-                resolver: Arc::new(Resolver::new(identity)),
-                bundle: files::read(authority)?,
-                authority: None,
-            });
-        }
-        let authority = Authority::new(now)?;
-        let names = names(args, listening)?;
-        let identity = authority
-            .sign(&names, now)
-            .with_context(|| format!("cannot make a certificate for {}", names.join(", ")))?;
+        let (identity, bundle, source) =
+            if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
+                let authority = args.tls_ca.as_ref().unwrap_or(certificate);
+                let source = Source::Files {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    authority: authority.clone(),
+                };
+                let identity = files::load(certificate, key, now)?;
+                (identity, files::bundle(authority)?, source)
+            } else {
+                let authority = Authority::new(now)?;
+                let names = names(args, listening);
+                let identity = authority.sign(&names, now).with_context(|| {
+                    format!("cannot make a certificate for {}", names.join(", "))
+                })?;
+                let bundle = authority.bundle().as_bytes().to_vec();
+                (
+                    identity,
+                    bundle,
+                    Source::Authority(Box::new(authority), names),
+                )
+            };
         Ok(Self {
             resolver: Arc::new(Resolver::new(identity)),
-            bundle: authority.bundle().as_bytes().to_vec(),
-            authority: Some((authority, names)),
+            bundle: Arc::new(ArcSwap::from_pointee(bundle)),
+            source,
         })
     }
 
-    /// Replaces a leaf made in memory when two thirds of its life are over.
-    async fn renew(self, metrics: Arc<Metrics>, mut stopped: watch::Receiver<bool>) {
-        let Some((authority, names)) = self.authority else {
-            return;
+    /// Replaces the certificate: one made in memory when two thirds of its life are over, one from
+    /// files when their content is another. What cannot be served is not taken; the one before it
+    /// stays.
+    async fn renew(
+        self,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let period = match self.source {
+            Source::Authority(..) => CLOCK_PERIOD,
+            Source::Files { .. } => FILES_PERIOD,
         };
-        while !wait(&mut stopped, CLOCK_PERIOD).await {
-            let now = SystemTime::now();
-            if now < self.resolver.current().renew_at() {
-                continue;
-            }
-            match authority.sign(&names, now) {
-                Ok(identity) => {
-                    metrics.certificate(identity.not_after);
-                    self.resolver.replace(identity);
-                    tracing::info!("renewed the serving certificate");
+        let mut complaint = None;
+        while !wait(&mut stopped, period).await {
+            let next = match &self.source {
+                Source::Authority(authority, names) => {
+                    let now = SystemTime::now();
+                    if now < self.resolver.current().renew_at() {
+                        continue;
+                    }
+                    authority.sign(names, now)
                 }
-                Err(error) => tracing::error!("cannot renew the serving certificate: {error}"),
+                Source::Files {
+                    certificate,
+                    key,
+                    authority,
+                } => {
+                    let read = files::load(certificate, key, SystemTime::now())
+                        .and_then(|identity| Ok((identity, files::bundle(authority)?)));
+                    read.map(|(identity, bundle)| {
+                        if **self.bundle.load() != bundle {
+                            self.bundle.store(Arc::new(bundle));
+                        }
+                        identity
+                    })
+                }
+            };
+            match next {
+                Ok(identity) if identity.is_same_as(&self.resolver.current()) => complaint = None,
+                Ok(identity) => {
+                    complaint = None;
+                    metrics.certificate(identity.not_after);
+                    health.certificate(identity.not_after);
+                    self.resolver.replace(identity);
+                    tracing::info!("another serving certificate is in use");
+                }
+                // Once, and not at every look.
+                Err(error) => {
+                    let text = error.to_string();
+                    if complaint.as_ref() != Some(&text) {
+                        tracing::error!("keeping the serving certificate: {text}");
+                        complaint = Some(text);
+                    }
+                }
             }
         }
     }
 }
 
 /// The names and addresses that the API server may call us by.
-fn names(args: &Args, listening: SocketAddr) -> anyhow::Result<Vec<String>> {
+fn names(args: &Args, listening: SocketAddr) -> Vec<String> {
     let mut names = BTreeSet::from([
         "localhost".to_owned(),
         "127.0.0.1".to_owned(),
@@ -412,37 +553,17 @@ fn names(args: &Args, listening: SocketAddr) -> anyhow::Result<Vec<String>> {
     if !listening.ip().is_unspecified() {
         names.insert(listening.ip().to_string());
     }
-    match reach(args, listening) {
-        Reach::Service {
-            namespace, name, ..
-        } => {
-            for suffix in ["", ".cluster.local"] {
-                names.insert(format!("{name}.{namespace}.svc{suffix}"));
-            }
-        }
-        Reach::Url(url) => {
-            let host = url
-                .strip_prefix("https://")
-                .and_then(|rest| rest.split('/').next())
-                .filter(|authority| !authority.is_empty() && !authority.contains('@'));
-            let Some(authority) = host else {
-                bail!(
-                    "--url {url:?} is not an https URL; the API server calls webhooks by https only"
-                );
-            };
-            let host = match authority.rsplit_once(':') {
-                Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-                _ => authority,
-            };
-            names.insert(
-                host.trim_start_matches('[')
-                    .trim_end_matches(']')
-                    .to_owned(),
-            );
+    names.extend(args.url.iter().map(|url| url.host.clone()));
+    if let Some(Reach::Service {
+        namespace, name, ..
+    }) = &args.service
+    {
+        for suffix in ["", ".cluster.local"] {
+            names.insert(format!("{name}.{namespace}.svc{suffix}"));
         }
     }
     names.extend(args.tls_san.iter().cloned());
-    Ok(names.into_iter().collect())
+    names.into_iter().collect()
 }
 
 /// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
@@ -450,15 +571,31 @@ fn names(args: &Args, listening: SocketAddr) -> anyhow::Result<Vec<String>> {
 async fn register(
     client: kube::Client,
     registration: Registration,
+    bundle: Arc<ArcSwap<Vec<u8>>>,
     desk: Arc<Desk>,
     health: Arc<Health>,
+    period: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut backoff = REGISTRATION_BACKOFF;
     let mut announced = false;
     loop {
+        let registration = Registration {
+            ca_bundle: bundle.load().to_vec(),
+            ..registration.clone()
+        };
         let wanted = registration.configurations(&desk.policy.load());
-        let result = cluster::register(&client, &wanted).await;
+        let write = tokio::time::timeout(REGISTRATION_LIMIT, cluster::register(&client, &wanted));
+        let result = tokio::select! {
+            written = write => match written {
+                Ok(result) => result.map_err(|error| cluster::chain(&error)),
+                Err(_) => Err(format!(
+                    "the API server did not answer within {} s",
+                    REGISTRATION_LIMIT.as_secs()
+                )),
+            },
+            () = until_stopped(stopped.clone()) => return,
+        };
         desk.metrics.registered(result.is_ok());
         let pause = match &result {
             Ok(()) => {
@@ -468,20 +605,26 @@ async fn register(
                     announced = true;
                 }
                 backoff = REGISTRATION_BACKOFF;
-                REGISTRATION_PERIOD
+                period
             }
             Err(error) => {
-                tracing::error!("{}; trying again in {backoff:?}", cluster::chain(error));
+                tracing::error!("{error}; trying again in {backoff:?}");
                 let pause = backoff;
-                backoff = (backoff * 2).min(REGISTRATION_PERIOD);
+                backoff = (backoff * 2).min(period);
                 pause
             }
         };
-        health.registration(result.map_err(|error| cluster::chain(&error)));
+        health.registration(result);
         if wait(&mut stopped, pause).await {
             return;
         }
     }
+}
+
+/// Waits until the server stops.
+async fn until_stopped(mut stopped: watch::Receiver<bool>) {
+    // An error says that nobody is left to stop us.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// Waits that long, or until the server stops: then true.

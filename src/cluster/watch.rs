@@ -143,7 +143,10 @@ impl Watches {
                 } => {
                     let what = if *stale { "unknown" } else { "not current" };
                     let seconds = since.elapsed().as_secs();
-                    writeln!(text, "watch {name}: {what}, failing for {seconds} s: {error}")
+                    writeln!(
+                        text,
+                        "watch {name}: {what}, failing for {seconds} s: {error}"
+                    )
                 }
             };
         }

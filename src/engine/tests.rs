@@ -261,6 +261,30 @@ fn scripts_and_variables_are_followed() {
 }
 
 #[test]
+fn launchers_in_front_of_an_engine_are_seen_through() {
+    for command in [
+        vec!["uv", "run", "vllm", "serve", "m", "-tp", "4"],
+        vec!["env", "A=b", "vllm", "serve", "m", "-tp", "4"],
+        vec!["tini", "--", "vllm", "serve", "m", "-tp", "4"],
+        vec![
+            "/usr/bin/python3.12",
+            "-u",
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "-tp=4",
+        ],
+        vec![
+            "sh",
+            "-c",
+            "nohup timeout 9 vllm serve m -tp 4 2>&1 | tee log",
+        ],
+    ] {
+        let found = look(json!({"image": "example/base", "command": command}));
+        assert_eq!(found.unwrap().2, known(4), "{command:?}");
+    }
+}
+
+#[test]
 fn config_maps_are_read_and_secrets_are_unknown() {
     let map = std::sync::Arc::new(json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "serving", "namespace": "n"},
@@ -402,4 +426,21 @@ fn the_path_points_at_the_flag() {
         found.parallelism.path().unwrap().to_string(),
         "spec.template.spec.containers[0].args[1]"
     );
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_command_line_is_read_without_panic(
+        command in proptest::collection::vec("[ -~\n$(){}'\"`=<>;|&\\\\]{0,40}", 0..4),
+        args in proptest::collection::vec("(-tp|-tp=|--tensor-parallel-size|--nnodes=|--|-|\\$\\(A\\)|sh|-c|vllm serve){0,1}.{0,12}", 0..6),
+        value in ".{0,20}",
+    ) {
+        let container = json!({
+            "image": "vllm/vllm-openai", "command": command, "args": args,
+            "env": [{"name": "A", "value": value}, {"name": "B", "value": "$(A)$(A)"}]
+        });
+        let _ = look(container);
+        let script = command.concat();
+        let _ = look(json!({"image": "x/sglang", "command": ["bash", "-c", script]}));
+    }
 }

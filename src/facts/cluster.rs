@@ -198,9 +198,9 @@ impl Cluster {
 
     /// Whether exactly this is kept of an object already.
     pub fn holds(&self, watched: Watched, namespace: &str, name: &str, fact: &Fact) -> bool {
-        self.shelves.get(&watched).is_some_and(|shelf| {
-            shelf.objects.get(key(namespace, name).as_str()) == Some(fact)
-        })
+        self.shelves
+            .get(&watched)
+            .is_some_and(|shelf| shelf.objects.get(key(namespace, name).as_str()) == Some(fact))
     }
 
     /// An object is there, or has changed.
@@ -316,11 +316,20 @@ mod tests {
         cluster.replace(Watched::Queue, &listed(&["a"]));
         cluster.forget(Watched::Queue);
         assert_eq!(queue(&cluster, "a"), Known::Unknown);
-        assert_eq!((cluster.count(Watched::Queue), cluster.serves(Watched::Queue)), (1, None));
+        assert_eq!(
+            (
+                cluster.count(Watched::Queue),
+                cluster.serves(Watched::Queue)
+            ),
+            (1, None)
+        );
         cluster.unserved(Watched::Queue);
         assert_eq!(queue(&cluster, "a"), Known::Unknown);
         assert_eq!(
-            (cluster.count(Watched::Queue), cluster.serves(Watched::Queue)),
+            (
+                cluster.count(Watched::Queue),
+                cluster.serves(Watched::Queue)
+            ),
             (0, Some(false))
         );
     }
@@ -355,7 +364,10 @@ mod tests {
             Fact::Workload(Arc::new(Digest::default()))
         );
         for watched in Watched::ALL {
-            assert_eq!(Watched::of(watched.resource().0, watched.kind()), Some(watched));
+            assert_eq!(
+                Watched::of(watched.resource().0, watched.kind()),
+                Some(watched)
+            );
         }
     }
 }

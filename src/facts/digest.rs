@@ -127,8 +127,7 @@ impl Digest {
         facts: &Facts,
         engines: &Engines,
     ) -> Option<Self> {
-        let warm_pool = metadata_text(value, "annotations", WARM_POOL_ANNOTATION)
-            .map(Into::into);
+        let warm_pool = metadata_text(value, "annotations", WARM_POOL_ANNOTATION).map(Into::into);
         let Some(workload) = Workload::of(group, kind, value) else {
             return Some(Self {
                 roles: listed_roles(group, kind, value)?,
@@ -177,7 +176,11 @@ pub fn labelled_roles<'a>(label: impl Fn(&str) -> Option<&'a str>) -> Option<Rol
         return Some(Roles::of_value(ours));
     }
     let kserve = label(KSERVE_COMPONENT)
-        .filter(|component| KSERVE_PREFILL.iter().any(|part| component.starts_with(part)))
+        .filter(|component| {
+            KSERVE_PREFILL
+                .iter()
+                .any(|part| component.starts_with(part))
+        })
         .map(|_| Roles {
             prefill: true,
             decode: false,
@@ -371,7 +374,11 @@ mod tests {
                 json!({"image": "team/batch:1", "resources": {"limits": {"nvidia.com/gpu": 1}}}),
             ),
         ] {
-            assert_eq!(digest(deployment(json!({}), container)).served, None, "{what}");
+            assert_eq!(
+                digest(deployment(json!({}), container)).served,
+                None,
+                "{what}"
+            );
         }
         let no_server = json!({"labels": {"gangplank.dev/model-server": "false"}});
         assert_eq!(digest(deployment(no_server, vllm(&[], 2))).served, None);
@@ -403,7 +410,11 @@ mod tests {
             ("llm-d.ai/role", "prefill-decode", Roles::default()),
             ("nvidia.com/dynamo-sub-component-type", "decode", decode),
             ("nvidia.com/dynamo-component-type", "prefill", prefill),
-            ("nvidia.com/dynamo-component-type", "frontend", Roles::default()),
+            (
+                "nvidia.com/dynamo-component-type",
+                "frontend",
+                Roles::default(),
+            ),
             ("role-name", "prefill", prefill),
             ("disaggregatedset.x-k8s.io/role", "decode", decode),
             (
@@ -471,10 +482,7 @@ mod tests {
         assert_eq!((gang.members, gang.minimum), (Some(2), Some((2, "kai"))));
         assert_eq!(annotated(json!({}), vllm(&[], 8)), None);
         assert_eq!(
-            annotated(
-                json!({"kai.scheduler/batch-min-member": "1"}),
-                vllm(&[], 8)
-            ),
+            annotated(json!({"kai.scheduler/batch-min-member": "1"}), vllm(&[], 8)),
             None,
             "one is no gang"
         );

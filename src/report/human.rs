@@ -10,7 +10,7 @@ use super::{Entry, Origin, Outcome, Problem, Report};
 use crate::{
     finding::{Finding, Level},
     rules,
-    text::{shown, wrap},
+    text::{harmless, shown, wrap},
 };
 
 /// The whole report; with colours for a terminal.
@@ -56,7 +56,7 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
         .as_ref()
         .map(ToString::to_string)
         .unwrap_or_default();
-    let title = level.primary_title(object).id(finding.rule);
+    let title = level.primary_title(harmless(&object)).id(finding.rule);
     let place: Element<'_> = match entry
         .origin
         .as_ref()
@@ -78,13 +78,16 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
         _ if finding.ratcheted => "why (it was so before)",
         _ => "why",
     };
-    let mut group = title
-        .element(place)
-        .element(Shown::NOTE.with_name(why).message(wrap(&finding.message)));
+    let mut group = title.element(place).element(
+        Shown::NOTE
+            .with_name(why)
+            .message(harmless(&wrap(&finding.message))),
+    );
     if !finding.instead.is_empty() {
-        group = group.element(
-            Shown::HELP.message(format!("write instead:\n{}", finding.instead.trim_end())),
-        );
+        group = group.element(Shown::HELP.message(format!(
+            "write instead:\n{}",
+            harmless(finding.instead.trim_end())
+        )));
     }
     if finding.level != Level::Info
         && let Some(rule) = rules::rule(finding.rule)
@@ -172,7 +175,7 @@ fn summary(report: &Report) -> String {
         let _ = writeln!(
             text,
             "passed by: {} without apiVersion and kind",
-            plural(report.passed_by.other_yaml, "file", "files")
+            plural(report.passed_by.other_yaml, "document", "documents")
         );
     }
     if report.passed_by.templates > 0 {

@@ -12,15 +12,15 @@ pub enum Relevance {
     Metrics,
     /// Only objects with a pod template that asks for an accelerator, or of which that cannot be told
     /// without reading it.
-    Accelerator(&'static [PodSpecs]),
+    Accelerator(&'static [PodTemplates]),
 }
 
-/// Where an object of a kind has pod specs.
+/// Where an object of a kind has pod templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PodSpecs {
+pub struct PodTemplates {
     /// The list whose elements each have one; empty where the object itself has it.
     pub list: &'static [&'static str],
-    /// The pod spec, below the object or the list's element.
+    /// The template, below the object or the list's element.
     pub path: &'static [&'static str],
 }
 
@@ -76,16 +76,16 @@ pub static DEPLOYMENT: Kind = Kind {
     relevance: POD_TEMPLATE,
 };
 
-const POD_TEMPLATE: Relevance = Relevance::Accelerator(&[one(&["spec", "template", "spec"])]);
+const POD_TEMPLATE: Relevance = Relevance::Accelerator(&[one(&["spec", "template"])]);
 
-const fn one(path: &'static [&'static str]) -> PodSpecs {
-    PodSpecs { list: &[], path }
+const fn one(path: &'static [&'static str]) -> PodTemplates {
+    PodTemplates { list: &[], path }
 }
 
-const fn each(list: &'static [&'static str]) -> PodSpecs {
-    PodSpecs {
+const fn each(list: &'static [&'static str]) -> PodTemplates {
+    PodTemplates {
         list,
-        path: &["template", "spec"],
+        path: &["template"],
     }
 }
 
@@ -137,8 +137,8 @@ pub static LEADER_WORKER_SET: Kind = Kind {
     versions: &["v1"],
     namespaced: true,
     relevance: Relevance::Accelerator(&[
-        one(&["spec", "leaderWorkerTemplate", "leaderTemplate", "spec"]),
-        one(&["spec", "leaderWorkerTemplate", "workerTemplate", "spec"]),
+        one(&["spec", "leaderWorkerTemplate", "leaderTemplate"]),
+        one(&["spec", "leaderWorkerTemplate", "workerTemplate"]),
     ]),
 };
 
@@ -150,7 +150,7 @@ pub static RAY_CLUSTER: Kind = Kind {
     versions: &["v1"],
     namespaced: true,
     relevance: Relevance::Accelerator(&[
-        one(&["spec", "headGroupSpec", "template", "spec"]),
+        one(&["spec", "headGroupSpec", "template"]),
         each(&["spec", "workerGroupSpecs"]),
     ]),
 };
@@ -163,13 +163,7 @@ pub static RAY_SERVICE: Kind = Kind {
     versions: &["v1"],
     namespaced: true,
     relevance: Relevance::Accelerator(&[
-        one(&[
-            "spec",
-            "rayClusterConfig",
-            "headGroupSpec",
-            "template",
-            "spec",
-        ]),
+        one(&["spec", "rayClusterConfig", "headGroupSpec", "template"]),
         each(&["spec", "rayClusterConfig", "workerGroupSpecs"]),
     ]),
 };
@@ -182,13 +176,7 @@ pub static RAY_JOB: Kind = Kind {
     versions: &["v1"],
     namespaced: true,
     relevance: Relevance::Accelerator(&[
-        one(&[
-            "spec",
-            "rayClusterSpec",
-            "headGroupSpec",
-            "template",
-            "spec",
-        ]),
+        one(&["spec", "rayClusterSpec", "headGroupSpec", "template"]),
         each(&["spec", "rayClusterSpec", "workerGroupSpecs"]),
     ]),
 };

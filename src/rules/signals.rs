@@ -8,7 +8,6 @@ use crate::{
     subject::{Subject, at, hpa, scale_target::ScaleTarget},
 };
 
-pub mod gang_scaling_floor;
 pub mod gpu_memory_signal;
 pub mod gpu_utilization_signal;
 pub mod host_resource_signal;
@@ -19,13 +18,13 @@ pub mod short_scale_down;
 
 /// An autoscaler's target, as far as it is known.
 #[derive(Clone, Copy, Debug)]
-struct Target<'a> {
-    named: ScaleTarget<'a>,
-    digest: Known<&'a Digest>,
+pub(super) struct Target<'a> {
+    pub(super) named: ScaleTarget<'a>,
+    pub(super) digest: Known<&'a Digest>,
 }
 
 impl<'a> Target<'a> {
-    fn of<P>(cx: &Context<'a, P>) -> Option<Self> {
+    pub(super) fn of<P>(cx: &Context<'a, P>) -> Option<Self> {
         let named = ScaleTarget::of(cx.subject)?;
         let digest = cx.facts.target(&named, cx.subject.namespace.as_deref());
         Some(Self { named, digest })
@@ -39,10 +38,12 @@ impl<'a> Target<'a> {
 
 /// Whether an HPA is KEDA's own: it is judged at its ScaledObject. A reference to one that is known
 /// not to exist is a forged one.
-fn is_kedas<P>(cx: &Context<'_, P>) -> bool {
+pub(super) fn is_kedas<P>(cx: &Context<'_, P>) -> bool {
     cx.subject.kind == "HorizontalPodAutoscaler"
         && hpa::keda_owner(&cx.subject.value).is_some_and(|owner| {
-            cx.facts.scaled_object(cx.subject.namespace.as_deref(), owner) != Known::Absent
+            cx.facts
+                .scaled_object(cx.subject.namespace.as_deref(), owner)
+                != Known::Absent
         })
 }
 
@@ -54,14 +55,19 @@ fn number(subject: &Subject, keys: &[&str]) -> Option<u64> {
 /// Where the behavior of the HPA stands: in it, or in the ScaledObject that KEDA makes it from.
 fn behavior(subject: &Subject) -> &'static [&'static str] {
     if subject.kind == "ScaledObject" {
-        &["spec", "advanced", "horizontalPodAutoscalerConfig", "behavior"]
+        &[
+            "spec",
+            "advanced",
+            "horizontalPodAutoscalerConfig",
+            "behavior",
+        ]
     } else {
         &["spec", "behavior"]
     }
 }
 
 /// Whether scaling down is switched off.
-fn never_scales_down(subject: &Subject) -> bool {
+pub(super) fn never_scales_down(subject: &Subject) -> bool {
     subject
         .at(behavior(subject))
         .and_then(|behavior| at(behavior, &["scaleDown", "selectPolicy"])?.as_str())
@@ -70,38 +76,42 @@ fn never_scales_down(subject: &Subject) -> bool {
 
 /// How few replicas an autoscaler may leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Floor {
-    replicas: u64,
+pub(super) struct Floor {
+    pub(super) replicas: u64,
     /// The member that says so, or that is silent about it.
-    keys: [&'static str; 2],
+    pub(super) keys: [&'static str; 2],
 }
 
 impl Floor {
-    /// Silence means 1 for an HPA (k8s.io/api autoscaling/v2) and 0 for a ScaledObject
+    /// While there is something to do; silence means 1 for an HPA (k8s.io/api autoscaling/v2) and 0 for a ScaledObject
     /// (kedacore/keda apis/keda/v1alpha1/scaledobject_types.go).
-    fn of(subject: &Subject) -> Self {
-        let of = |key: &'static str| number(subject, &["spec", key]);
-        if subject.kind == "HorizontalPodAutoscaler" {
-            return Self {
-                replicas: of("minReplicas").unwrap_or(1),
-                keys: ["spec", "minReplicas"],
-            };
+    pub(super) fn when_active(subject: &Subject) -> Self {
+        let (key, silent) = if subject.kind == "HorizontalPodAutoscaler" {
+            ("minReplicas", 1)
+        } else {
+            ("minReplicaCount", 0)
+        };
+        let keys = ["spec", key];
+        Self {
+            replicas: number(subject, &keys).unwrap_or(silent),
+            keys,
         }
-        let least = of("minReplicaCount").unwrap_or(0);
-        match of("idleReplicaCount") {
-            Some(idle) if idle < least => Self {
-                replicas: idle,
-                keys: ["spec", "idleReplicaCount"],
-            },
-            _ => Self {
-                replicas: least,
-                keys: ["spec", "minReplicaCount"],
-            },
+    }
+
+    /// At any time: KEDA may idle at fewer still.
+    fn of(subject: &Subject) -> Self {
+        let active = Self::when_active(subject);
+        let keys = ["spec", "idleReplicaCount"];
+        match number(subject, &keys) {
+            Some(replicas) if subject.kind == "ScaledObject" && replicas < active.replicas => {
+                Self { replicas, keys }
+            }
+            _ => active,
         }
     }
 
     /// What is written there.
-    fn written<'s>(&self, subject: &'s Subject) -> Option<&'s Value> {
+    pub(super) fn written<'s>(&self, subject: &'s Subject) -> Option<&'s Value> {
         subject.at(&self.keys).filter(|value| !value.is_null())
     }
 }

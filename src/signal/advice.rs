@@ -84,8 +84,11 @@ impl<'a> Advice<'a> {
         sources: &'a [Source],
     ) -> Self {
         let signals = || sources.iter().flat_map(|source| &source.signals);
-        let target = ScaleTarget::of(subject)
-            .and_then(|target| facts.target(&target, subject.namespace.as_deref()).present());
+        let target = ScaleTarget::of(subject).and_then(|target| {
+            facts
+                .target(&target, subject.namespace.as_deref())
+                .present()
+        });
         let image = target.and_then(|digest| digest.image.as_deref());
         let runs = target
             .and_then(|digest| digest.served.as_ref()?.engine.as_deref())

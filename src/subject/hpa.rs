@@ -310,7 +310,11 @@ mod tests {
     fn v1_asks_for_cpu_by_a_field_of_its_own_and_silence_asks_for_it_too() {
         let path = "spec.targetCPUUtilizationPercentage".to_owned();
         assert_eq!(
-            named(&hpa("v1", json!({}), json!({"targetCPUUtilizationPercentage": 70}))),
+            named(&hpa(
+                "v1",
+                json!({}),
+                json!({"targetCPUUtilizationPercentage": 70})
+            )),
             [(SourceType::Resource, "cpu", path)]
         );
         let silent = |spec: Value| {
@@ -319,8 +323,13 @@ mod tests {
             is_silent(&Subject::from_manifest(Arc::new(value)).unwrap())
         };
         assert!(silent(json!({})) && silent(json!({"metrics": []})) && silent(json!(null)));
-        assert!(!silent(json!({"metrics": [{"type": "Resource", "resource": {"name": "cpu"}}]})));
-        assert!(!silent(json!({"metrics": [{"type": "New"}]})), "something is said");
+        assert!(!silent(
+            json!({"metrics": [{"type": "Resource", "resource": {"name": "cpu"}}]})
+        ));
+        assert!(
+            !silent(json!({"metrics": [{"type": "New"}]})),
+            "something is said"
+        );
     }
 
     #[test]

@@ -61,16 +61,17 @@ mod tests {
             ScaleTarget::read(reference)
                 .map(|it| (it.group.to_owned(), it.kind.to_owned(), it.name.to_owned()))
         };
-        let found = |group: &str, kind: &str| {
-            Some((group.to_owned(), kind.to_owned(), "chat".to_owned()))
-        };
+        let found =
+            |group: &str, kind: &str| Some((group.to_owned(), kind.to_owned(), "chat".to_owned()));
         assert_eq!(read(&json!({"name": "chat"})), found("apps", "Deployment"));
         assert_eq!(
             read(&json!({"name": "chat", "kind": "StatefulSet"})),
             found("apps", "StatefulSet")
         );
         assert_eq!(
-            read(&json!({"name": "chat", "kind": "Deployment", "apiVersion": "extensions/v1beta1"})),
+            read(
+                &json!({"name": "chat", "kind": "Deployment", "apiVersion": "extensions/v1beta1"})
+            ),
             found("apps", "Deployment")
         );
         assert_eq!(

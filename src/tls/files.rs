@@ -49,11 +49,17 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
     Ok(chain)
 }
 
-/// The bytes of a file.
+/// The text of a PEM file that holds certificates, to be published for others to trust.
 ///
 /// # Errors
-/// Where it cannot be read.
-pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+/// Where the file cannot be read or holds none.
+pub fn bundle(path: &Path) -> Result<Vec<u8>, TlsError> {
+    certificates(path)?;
+    read(path)
+}
+
+/// The bytes of a file.
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|error| TlsError::Read {
         path: path.display().to_string(),
         error,

@@ -13,7 +13,7 @@ use crate::{
     review::Review,
     rules,
     subject::{Door, Subject},
-    text::{cut, shown, wrap},
+    text::{cut, harmless, shown, wrap},
 };
 
 /// The API server cuts a warning here (k8s.io/apiserver, filters/warning.go).
@@ -21,6 +21,12 @@ const WARNING_LIMIT: usize = 256;
 
 /// The API server shows no more of all warnings together (the same file).
 const WARNINGS_LIMIT: usize = 4096;
+
+/// More denials than these are the same mistake again.
+const DENIALS_LIMIT: usize = 10;
+
+/// More causes than these no client shows.
+const CAUSES_LIMIT: usize = 100;
 
 /// More of what to write instead than a terminal shows is of no use, and a skeleton may repeat an
 /// object of a megabyte.
@@ -91,6 +97,7 @@ fn denials(review: &Review) -> impl Iterator<Item = &Finding> {
 
 fn status(subject: &Subject, review: &Review) -> Value {
     let causes: Vec<Value> = denials(review)
+        .take(CAUSES_LIMIT)
         .map(|finding| {
             json!({
                 "field": finding.path.to_string(),
@@ -113,7 +120,16 @@ fn status(subject: &Subject, review: &Review) -> Value {
 /// What kubectl shows: for every denial the rule, the place, the value, why, and what to write.
 pub fn message(review: &Review) -> String {
     let mut text = String::new();
+    let all = denials(review).count();
     for (position, finding) in denials(review).enumerate() {
+        if position == DENIALS_LIMIT {
+            let _ = write!(
+                text,
+                "\n\nand {} more; gangplank check shows them all",
+                all - DENIALS_LIMIT
+            );
+            break;
+        }
         if position > 0 {
             text.push_str("\n\n");
         }
@@ -140,7 +156,7 @@ pub fn message(review: &Review) -> String {
             let _ = write!(text, "\n  see: {}", rule.help());
         }
     }
-    text
+    harmless(&text)
 }
 
 /// One line for each thing that whoever writes the object should know.
@@ -167,6 +183,7 @@ fn warnings(findings: &[Finding]) -> Vec<String> {
             _ => continue,
         };
         // A line break would end the header that carries the warning.
+        let text = harmless(&text);
         let line = cut(
             &text.split_whitespace().collect::<Vec<_>>().join(" "),
             WARNING_LIMIT - 1,
@@ -270,6 +287,18 @@ mod tests {
         let text = message(&review(vec![finding]));
         assert!(text.len() < 2 * INSTEAD_LIMIT, "{}", text.len());
         assert!(text.ends_with("gangplank check shows all of it"));
+    }
+
+    #[test]
+    fn a_thousand_denials_are_told_by_the_first_ten() {
+        let review = review(vec![finding(Level::Deny, "a duty cycle."); 1000]);
+        let text = message(&review);
+        assert!(
+            text.ends_with("and 990 more; gangplank check shows them all"),
+            "{text}"
+        );
+        let answer = answer(&Policy::default(), "u", &subject(Door::Validate), &review);
+        assert!(answer.to_string().len() < 64 * 1024);
     }
 
     #[test]

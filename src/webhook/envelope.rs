@@ -145,6 +145,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         door,
         operation,
         subresource: text(&review, "/request/subResource"),
+        user: text(&review, "/request/userInfo/username"),
     };
     Ok(Envelope { uid, subject })
 }

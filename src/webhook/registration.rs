@@ -27,9 +27,10 @@ use crate::{
     review::EXEMPT_PREFIX,
     rules::{
         Kind, RULES,
-        kinds::{PodSpecs, Relevance},
+        kinds::{PodTemplates, Relevance, SCALED_OBJECT},
         metadata_read,
     },
+    subject::MODEL_SERVER_LABEL,
     webhook::TIMEOUT_SECONDS,
 };
 
@@ -205,11 +206,11 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
         let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
         let ours = ours(kind);
         if policy.mode == Mode::Enforce
-            && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule))
+            && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
         {
             defaults.push((kind, ours.clone()));
         }
-        if of_kind().any(|rule| policy.may_deny(rule)) {
+        if of_kind().any(|rule| policy.may_deny(rule, kind)) {
             // What cannot be denied must not block: it is advised on only.
             match harmless(kind) {
                 Some(harmless) => {
@@ -219,7 +220,7 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
                 }
                 None => enforce.push((kind, ours)),
             }
-        } else if of_kind().any(|rule| policy.may_run(rule)) {
+        } else if of_kind().any(|rule| policy.may_run(rule, kind)) {
             advise.push((kind, ours));
         }
     }
@@ -325,6 +326,15 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
             parts.push(format!("[{}].exists(k, {new} != {old})", keys.join(", ")));
         }
     }
+    let controller = |object: &str| {
+        let owners = format!("{object}.metadata.ownerReferences");
+        format!("(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller) : [])")
+    };
+    parts.push(format!(
+        "{} != {}",
+        controller("object"),
+        controller("oldObject")
+    ));
     for (here, there) in [("object", "oldObject"), ("oldObject", "object")] {
         let (new, old) = (
             value_of(here, "annotations", "k"),
@@ -344,21 +354,24 @@ fn value_of(object: &str, map: &str, key: &str) -> String {
     format!("(has({map}) && {key} in {map} ? [{map}[{key}]] : [])")
 }
 
-/// Whether an object calls itself a model server, or one of its pod specs asks for an accelerator.
-fn accelerator(specs: &[PodSpecs]) -> String {
-    let model_server = crate::subject::MODEL_SERVER_LABEL;
-    let mut parts = vec![format!(
-        "(has(object.metadata.labels) && '{model_server}' in object.metadata.labels)"
-    )];
-    parts.extend(specs.iter().map(|specs| {
-        let (guard, path) = guarded("object", specs.list);
-        if specs.list.is_empty() {
-            return pod("object", specs.path);
+/// Whether an object or one of its pod templates calls itself a model server, or one of these asks
+/// for an accelerator.
+fn accelerator(templates: &[PodTemplates]) -> String {
+    let mut parts = vec![held("object.metadata.labels", MODEL_SERVER_LABEL)];
+    parts.extend(templates.iter().map(|templates| {
+        let (guard, path) = guarded("object", templates.list);
+        if templates.list.is_empty() {
+            return template("object", templates.path);
         }
-        let each = pod("g", specs.path);
+        let each = template("g", templates.path);
         format!("({guard}(size({path}) > {CHEAP} || {path}.exists(g, {each})))")
     }));
     parts.join(" || ")
+}
+
+/// Whether a map that may be missing has a key.
+fn held(map: &str, key: &str) -> String {
+    format!("(has({map}) && '{key}' in {map})")
 }
 
 /// The member at a path, and what asks for it step by step.
@@ -372,11 +385,19 @@ fn guarded(object: &str, path: &[&str]) -> (String, String) {
     (guard, whole)
 }
 
-/// Whether a pod asks for an extended resource or a device claim, or has too many containers to look
-/// through. Extended resources are the ones with a domain
-/// (kubernetes.io/docs/concepts/configuration/manage-resources-containers).
-fn pod(object: &str, path: &[&str]) -> String {
-    let (guard, path) = guarded(object, path);
+/// Whether a pod asks for an extended resource, a device claim or a share of a GPU, calls itself a
+/// model server, or has too many containers to look through. Extended resources are the ones with a
+/// domain (kubernetes.io/docs/concepts/configuration/manage-resources-containers); shares are asked
+/// for by annotation (KAI Scheduler, pkg/common/constants/constants.go).
+fn template(object: &str, path: &[&str]) -> String {
+    let (guard, template) = guarded(object, path);
+    let metadata = format!(
+        "(has({template}.metadata) && ({} || {} || {}))",
+        held(&format!("{template}.metadata.labels"), MODEL_SERVER_LABEL),
+        held(&format!("{template}.metadata.annotations"), "gpu-fraction"),
+        held(&format!("{template}.metadata.annotations"), "gpu-memory"),
+    );
+    let path = format!("{template}.spec");
     let containers = |list: &str| {
         let asks = |map: &str| {
             format!("(has(c.resources.{map}) && c.resources.{map}.exists(r, r.contains('/')))")
@@ -394,7 +415,8 @@ fn pod(object: &str, path: &[&str]) -> String {
          {path}.resources.limits.exists(r, r.contains('/')))"
     );
     format!(
-        "({guard}({} || {} || {pod_level} || has({path}.resourceClaims)))",
+        "({guard}({metadata} || (has({path}) && ({} || {} || {pod_level} || \
+         has({path}.resourceClaims)))))",
         containers("containers"),
         containers("initContainers"),
     )
@@ -408,35 +430,59 @@ fn harmless(kind: &Kind) -> Option<String> {
     }
     // A controller would write it again for ever; what it is made from is where to say no. Whoever
     // forges such a reference is still denied while we answer.
-    let made = |row: &Controller| row.children.iter().any(|child| child == kind.kind);
-    if kind.relevance == Relevance::Metrics || Controllers::builtin().controllers.iter().any(made) {
-        parts.push(controlled("true"));
+    let mut parents: Vec<&ParentKind> = rows_making(kind).map(|row| &row.parent).collect();
+    let keda = ParentKind {
+        group: SCALED_OBJECT.group.to_owned(),
+        kind: SCALED_OBJECT.kind.to_owned(),
+    };
+    let pod = ParentKind {
+        group: String::new(),
+        kind: "Pod".to_owned(),
+    };
+    if kind.relevance == Relevance::Metrics {
+        parents.push(&keda);
     }
+    if rows_making(kind).any(|row| row.pod_owner) {
+        parents.push(&pod);
+    }
+    parts.extend(controlled_by(&parents));
     (!parts.is_empty()).then(|| parts.join(" || "))
 }
 
-/// Whether an object has a controller of which this holds; `o` is the reference.
-fn controlled(condition: &str) -> String {
-    format!(
-        "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
-         has(o.controller) && o.controller && {condition}))"
-    )
+/// The controllers that make objects of a kind.
+fn rows_making(kind: &Kind) -> impl Iterator<Item = &'static Controller> {
+    Controllers::builtin()
+        .controllers
+        .iter()
+        .filter(move |row| row.children.iter().any(|child| child == kind.kind))
+}
+
+/// Whether an object's controller is of one of these kinds.
+fn controlled_by(parents: &[&ParentKind]) -> Option<String> {
+    let parents: Vec<String> = parents
+        .iter()
+        .map(|ParentKind { group, kind }| match group.as_str() {
+            "" => format!("(!o.apiVersion.contains('/') && o.kind == '{kind}')"),
+            group => format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')"),
+        })
+        .collect();
+    (!parents.is_empty()).then(|| {
+        format!(
+            "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
+             has(o.controller) && o.controller && ({})))",
+            parents.join(" || ")
+        )
+    })
 }
 
 /// Whether an object's controller made it from an object that our rules judge, by the reference
 /// alone: the children that are left alone without a closer look.
 fn child_of_judged(kind: &Kind) -> Option<String> {
-    let parents: Vec<String> = Controllers::builtin()
-        .controllers
-        .iter()
-        .filter(|row| row.judged && row.children.iter().any(|child| child == kind.kind))
-        .filter(|row| row.label.is_none() && !row.same_name && !row.pod_owner)
-        .map(|row| {
-            let ParentKind { group, kind } = &row.parent;
-            format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')")
-        })
+    let parents: Vec<&ParentKind> = rows_making(kind)
+        .filter(|row| row.judged && row.label.is_none() && !row.same_name && !row.pod_owner)
+        .map(|row| &row.parent)
         .collect();
-    (!parents.is_empty()).then(|| controlled(&format!("({})", parents.join(" || "))))
+    controlled_by(&parents)
 }
 
 /// Whether an HPA scales on nothing but cpu and memory, which no rule denies at the door.

@@ -104,6 +104,19 @@ impl Gangplank {
         self.log.wait(message, || self.process.ended())
     }
 
+    /// What waits, elsewhere, until it logs a message that begins so.
+    pub(crate) fn log_waiter(
+        &self,
+        message: &'static str,
+    ) -> impl Fn() -> Result<()> + Clone + Send + 'static {
+        let log = self.log.clone();
+        move || {
+            eventually(format_args!("gangplank logs {message:?}"), SOON, || {
+                log.text().contains(message).then_some(())
+            })
+        }
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)

@@ -129,7 +129,7 @@ async fn what_is_going_away_or_not_ours_or_unchanged_is_let_through() {
     let mut other = bad.clone();
     other["kind"] = json!("Widget");
     for (what, review) in [
-        ("DELETE", review_of("DELETE", &Value::Null, &bad)),
+        ("DELETE", review_of("DELETE", &bad, &bad)),
         ("CONNECT", review_of("CONNECT", &bad, &Value::Null)),
         (
             "deletionTimestamp",
@@ -187,6 +187,89 @@ async fn what_the_old_object_had_warns_and_what_is_new_denies() {
         .unwrap();
     assert_eq!(causes.len(), 1, "{answer}");
     assert_eq!(causes[0]["reason"], "gpu-memory-signal");
+}
+
+/// A vLLM server over the GPUs of one pod on the default scheduler.
+fn server() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "llm", "namespace": "inference"},
+        "spec": {"replicas": 1, "template": {"spec": {"schedulerName": "default-scheduler", "containers": [{
+            "name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
+            "args": ["--model=m", "--tensor-parallel-size=8"],
+            "resources": {"limits": {"nvidia.com/gpu": "8"}},
+        }]}}},
+    })
+}
+
+fn owned_by(kind: &str, api_version: &str, mut object: Value) -> Value {
+    object["metadata"]["ownerReferences"] = json!([
+        {"apiVersion": api_version, "kind": kind, "name": "llm", "uid": "u", "controller": true},
+    ]);
+    object
+}
+
+#[tokio::test]
+async fn a_child_that_loses_its_controller_is_judged_in_its_own_right() {
+    let desk = Arc::new(desk());
+    let child = owned_by("InferenceService", "serving.kserve.io/v1beta1", server());
+    let allowed = async |review: Value| {
+        let (_, answer) = post(&desk, "/validate", review.to_string()).await;
+        answer["response"]["allowed"].as_bool().unwrap()
+    };
+    assert!(
+        allowed(review_of("CREATE", &child, &Value::Null)).await,
+        "its parent is not judged"
+    );
+    assert!(
+        !allowed(review_of("UPDATE", &server(), &child)).await,
+        "the owner alone is dropped"
+    );
+    let mut changed = server();
+    changed["spec"]["replicas"] = json!(2);
+    assert!(
+        !allowed(review_of("UPDATE", &changed, &child)).await,
+        "and with a change beside it"
+    );
+    // Orphaning is the garbage collector's work, and it would never stop trying.
+    let mut orphaned = review_of("UPDATE", &server(), &child);
+    orphaned["request"]["userInfo"]["username"] =
+        json!("system:serviceaccount:kube-system:generic-garbage-collector");
+    assert!(allowed(orphaned).await);
+    // Standing alone for longer it is an existing violation like any other.
+    assert!(allowed(review_of("UPDATE", &changed, &server())).await);
+}
+
+#[tokio::test]
+async fn what_only_warned_before_forgives_nothing() {
+    let desk = Arc::new(desk());
+    let mut old = server();
+    old["spec"]["template"]["spec"]["schedulerName"] = json!("kai-scheduler");
+    old["spec"]["replicas"] = json!(4);
+    old["metadata"]["labels"] = json!({"kai.scheduler/queue": "llm"});
+    old["metadata"]["annotations"] = json!({"kai.scheduler/batch-min-member": "4"});
+    let mut new = old.clone();
+    new["metadata"]["annotations"] = json!({"kai.scheduler/batch-min-member": "x"});
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("CREATE", &old, &Value::Null).to_string(),
+    )
+    .await;
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    assert!(
+        answer["response"]["warnings"]
+            .to_string()
+            .contains("gang-scheduling"),
+        "{answer}"
+    );
+    let (_, answer) = post(
+        &desk,
+        "/validate",
+        review_of("UPDATE", &new, &old).to_string(),
+    )
+    .await;
+    assert_eq!(answer["response"]["allowed"], false, "{answer}");
 }
 
 #[tokio::test]
@@ -415,41 +498,133 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+/// Every object of every fixture.
+fn specimens() -> Vec<Value> {
+    let texts = gangplank::rules::RULES
+        .iter()
+        .flat_map(|rule| crate::fixtures::fixtures(rule.id));
+    texts
+        .flat_map(|(_, text)| gangplank::source::read(&text))
+        .map(|document| (*document.unwrap().value).clone())
+        .collect()
+}
 
-    #[test]
-    fn any_object_of_any_kind_is_answered_and_patches_apply(
-        spec in any_json(),
-        metadata in any_json(),
-        old in any_json(),
-        kind in prop::sample::select(vec![
-            "autoscaling/v2 HorizontalPodAutoscaler", "keda.sh/v1alpha1 ScaledObject",
-            "karpenter.sh/v1 NodePool", "karpenter.sh/v1beta1 NodePool", "apps/v1 Deployment",
-        ]),
-        update in any::<bool>(),
-    ) {
-        use gangplank::subject::{Door, Operation};
-        let (api_version, kind) = kind.split_once(' ').unwrap();
-        let object = |spec: &Value| json!({
-            "apiVersion": api_version, "kind": kind, "metadata": metadata.clone(), "spec": spec.clone(),
-        });
-        let base = Subject::from_manifest(Arc::new(object(&spec))).unwrap();
-        let policy = Policy::default();
-        for door in [Door::Mutate, Door::Validate, Door::Check, Door::Audit] {
-            let mut subject = Subject { door, ..base.clone() };
-            if update {
-                subject.operation = Operation::Update;
-                subject.old = Some(Arc::new(object(&old)));
-            }
-            let once = gangplank::review::review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
-            let mut patched = (*subject.value).clone();
-            json_patch::patch(&mut patched, &once.patch).unwrap();
-            let again = gangplank::review::review(&policy, &Facts::unknown(), &subject.with_value(patched), Timestamp::UNIX_EPOCH);
-            prop_assert!(again.patch.0.is_empty(), "{:?} after {:?}", again.patch, once.patch);
-            if door == Door::Mutate || door == Door::Validate {
-                prop_assert!(door == Door::Validate || once.findings.iter().all(|finding| finding.filled));
-            }
+/// The pointers of every value in a value.
+fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+    all.push(at.to_owned());
+    let step = |key: &str| format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
+    match value {
+        Value::Object(members) => {
+            members
+                .iter()
+                .for_each(|(key, value)| places(value, &step(key), all));
+        }
+        Value::Array(list) => {
+            list.iter()
+                .enumerate()
+                .for_each(|(index, value)| places(value, &step(&index.to_string()), all));
+        }
+        _ => {}
+    }
+}
+
+/// The value with something else at some of its places.
+fn damaged(value: &Value, damage: &[(prop::sample::Index, Value)]) -> Value {
+    let mut value = value.clone();
+    for (index, other) in damage {
+        let mut all = Vec::new();
+        places(&value, "", &mut all);
+        let place = index.get(&all);
+        // The kind stays: another one is another specimen.
+        if !["", "/apiVersion", "/kind"].contains(&place.as_str()) {
+            *value.pointer_mut(place).unwrap() = other.clone();
         }
     }
+    value
+}
+
+/// Real objects with a few values replaced by anything: nothing panics, patches apply, what was
+/// filled is not filled again, and what the patch does not name stays as it was.
+#[test]
+fn any_damage_to_any_object_is_answered_and_patches_apply() {
+    use gangplank::subject::{Door, Operation};
+    use proptest::test_runner::{Config, TestRunner};
+    use std::cell::Cell;
+
+    let specimens = specimens();
+    let policy = Policy::default();
+    let patched = Cell::new(0);
+    let damage = || prop::collection::vec((any::<prop::sample::Index>(), any_json()), 0..4);
+    let strategy = (
+        any::<prop::sample::Index>(),
+        damage(),
+        damage(),
+        any::<bool>(),
+    );
+    let config = Config {
+        cases: 1024,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&strategy, |(index, new, old, update)| {
+        let specimen = index.get(&specimens);
+        let object = damaged(specimen, &new);
+        let base = Subject::from_manifest(Arc::new(object)).unwrap();
+        for door in [Door::Mutate, Door::Validate, Door::Check, Door::Audit] {
+            let mut subject = Subject {
+                door,
+                ..base.clone()
+            };
+            if update {
+                subject.operation = Operation::Update;
+                subject.old = Some(Arc::new(damaged(specimen, &old)));
+            }
+            let ask = |subject: &Subject| {
+                gangplank::review::review(
+                    &policy,
+                    &Facts::unknown(),
+                    subject,
+                    Timestamp::UNIX_EPOCH,
+                )
+            };
+            let once = ask(&subject);
+            let mut after = (*subject.value).clone();
+            json_patch::patch(&mut after, &once.patch).unwrap();
+            let again = ask(&subject.with_value(after.clone()));
+            prop_assert!(
+                again.patch.0.is_empty(),
+                "{:?} after {:?}",
+                again.patch,
+                once.patch
+            );
+            prop_assert!(
+                door != Door::Mutate || once.findings.iter().all(|finding| finding.filled)
+            );
+            // Nothing that was there is gone or another, but for the places that the patch names.
+            let mut all = Vec::new();
+            places(&subject.value, "", &mut all);
+            let named: Vec<String> = once
+                .patch
+                .0
+                .iter()
+                .map(|operation| operation.path().to_string())
+                .collect();
+            for place in all {
+                let touched = named.iter().any(|path| {
+                    path.starts_with(&place) || place.starts_with(path.trim_end_matches("/-"))
+                });
+                if !touched {
+                    prop_assert_eq!(subject.value.pointer(&place), after.pointer(&place));
+                }
+            }
+            patched.set(patched.get() + usize::from(!once.patch.0.is_empty()));
+        }
+        Ok(())
+    });
+    result.unwrap();
+    assert!(
+        patched.get() > 100,
+        "only {} of the objects were filled",
+        patched.get()
+    );
 }

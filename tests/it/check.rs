@@ -167,7 +167,7 @@ fn a_folder_is_walked_in_order_and_what_is_no_manifest_is_counted() {
     assert_eq!(
         summary,
         " 1 denied, 0 warned, 1 allowed\n\
-         passed by: 2 files without apiVersion and kind\n\
+         passed by: 2 documents without apiVersion and kind\n\
          passed by: 1 template of charts; render them: helm template <chart> | gangplank check -\n"
     );
 }
@@ -232,6 +232,97 @@ fn what_cannot_be_read_says_where_and_why_and_the_rest_is_judged() {
         .output()
         .unwrap();
     insta::assert_snapshot!("check-errors", String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn a_kind_that_is_misspelled_is_not_passed_over() {
+    let folder = folder(&[(
+        "all.yaml",
+        format!("{FINE}---\n{}", DENIED.replace("kind: Hor", "knd: Hor")).as_bytes(),
+    )]);
+    let (code, report, _) = json(folder.path(), &["all.yaml"]);
+    assert_eq!(
+        (
+            code,
+            &report["summary"]["objects"],
+            &report["summary"]["errors"]
+        ),
+        (2, &1.into(), &1.into())
+    );
+    assert_eq!(report["results"][0]["error"]["line"], 5);
+    assert_eq!(
+        json(folder.path(), &["."]).0,
+        0,
+        "a walk meets all sorts of YAML"
+    );
+}
+
+#[test]
+fn lists_of_one_kind_are_read_and_lists_in_lists_are_not_passed_over() {
+    let item = DENIED
+        .split_once("metadata")
+        .unwrap()
+        .1
+        .trim_end()
+        .replace('\n', "\n  ");
+    let typed = format!(
+        "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscalerList\nitems:\n- metadata{item}\n"
+    );
+    let nested = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}\n";
+    let none = "apiVersion: v1\nkind: List\nitems: []\n";
+    let folder = folder(&[
+        ("typed.yaml", typed.as_bytes()),
+        ("nested.yaml", nested.as_bytes()),
+        ("none.yaml", none.as_bytes()),
+    ]);
+    let (code, report, _) = json(folder.path(), &["typed.yaml"]);
+    assert_eq!(
+        (code, &report["results"][0]["object"]["kind"]),
+        (1, &"HorizontalPodAutoscaler".into())
+    );
+    let (code, report, _) = json(folder.path(), &["nested.yaml"]);
+    assert_eq!(
+        (code, &report["results"][0]["error"]["line"]),
+        (2, &4.into())
+    );
+    assert_eq!(
+        json(folder.path(), &["none.yaml"]).0,
+        0,
+        "nothing to judge is nothing wrong"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nowhere_and_in_circles_do_not_disturb_a_walk() {
+    let folder = folder(&[("a/fine.yaml", FINE.as_bytes())]);
+    std::os::unix::fs::symlink("nowhere", folder.path().join("a/gone")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("a/round")).unwrap();
+    let (code, report, _) = json(folder.path(), &["."]);
+    assert_eq!(
+        (code, &report["summary"]["errors"]),
+        (0, &0.into()),
+        "{report}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_cannot_be_written_is_a_failure() {
+    let folder = folder(&[("fine.yaml", FINE.as_bytes())]);
+    let full = fs::File::create("/dev/full").unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_gangplank"))
+        .args(["check", "fine.yaml"])
+        .current_dir(folder.path())
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("cannot write the report")
+    );
 }
 
 #[test]

@@ -13,11 +13,13 @@ use crate::harness::{
     Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually, leash::Signal,
 };
 
+use crate::serve::get;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// A cluster that Gangplank guards.
-struct Guarded {
-    cluster: Cluster,
+pub(crate) struct Guarded {
+    pub(crate) cluster: Cluster,
     gangplank: Gangplank,
 }
 
@@ -25,13 +27,24 @@ impl Guarded {
     fn start(args: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(&Assets::find()?)?;
         cluster.install_crds()?;
+        queue(&cluster, "llm")?;
         let gangplank = guard(&cluster, args)?;
         Ok(Self { cluster, gangplank })
     }
 }
 
+/// Makes a queue of KAI's: a workload that names one that is not there is denied.
+pub(crate) fn queue(cluster: &Cluster, name: &str) -> Result<()> {
+    let queue = json!({
+        "apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": {"name": name},
+        "spec": {"resources": {"gpu": {"quota": -1, "limit": -1, "overQuotaWeight": 1}}},
+    });
+    cluster.kubectl().create(&queue.to_string())?.success()?;
+    Ok(())
+}
+
 /// Starts and registers Gangplank, and waits until the API server asks it.
-fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
+pub(crate) fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
     let gangplank = Gangplank::register(Path::new(BINARY), cluster, args)?;
     let asked = || {
         let dry = ["create", "--dry-run=server", "--filename=-"];
@@ -51,7 +64,8 @@ fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
     Ok(gangplank)
 }
 
-fn guarded() -> Result<&'static Guarded> {
+/// The cluster of the tests of verdicts and fills.
+pub(crate) fn guarded() -> Result<&'static Guarded> {
     static GUARDED: OnceLock<Result<Guarded, String>> = OnceLock::new();
     GUARDED
         .get_or_init(|| Guarded::start(&[]).map_err(|error| format!("{error:#}")))
@@ -59,7 +73,7 @@ fn guarded() -> Result<&'static Guarded> {
         .map_err(|error| anyhow!("{error}"))
 }
 
-fn hpa(name: &str, metric: &str) -> Value {
+pub(crate) fn hpa(name: &str, metric: &str) -> Value {
     json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": name},
@@ -74,7 +88,7 @@ fn hpa(name: &str, metric: &str) -> Value {
     })
 }
 
-fn scaled_object(name: &str, query: &str) -> Value {
+pub(crate) fn scaled_object(name: &str, query: &str) -> Value {
     json!({
         "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
         "metadata": {"name": name},
@@ -112,7 +126,7 @@ fn evicting() -> Value {
 }
 
 /// A vLLM server: GPUs a pod, replicas, arguments beyond the model.
-fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
+pub(crate) fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
     let mut all = vec!["--model=meta-llama/Llama-3.1-70B-Instruct"];
     all.extend(args);
     json!({
@@ -135,7 +149,7 @@ fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
 }
 
 /// A gang of eight pods with one GPU each, with a queue.
-fn gang(name: &str) -> Value {
+pub(crate) fn gang(name: &str) -> Value {
     let args = [
         "--tensor-parallel-size=8",
         "--nnodes=8",
@@ -163,7 +177,7 @@ fn reference(object: &Value) -> String {
     )
 }
 
-fn denied_by(answer: &Answer, rule: &str) {
+pub(crate) fn denied_by(answer: &Answer, rule: &str) {
     assert!(!answer.accepted(), "{}", answer.stdout);
     let says = format!("admission webhook \"enforce.gangplank.dev\" denied the request: {rule}: ");
     assert!(answer.stderr.contains(&says), "{}", answer.stderr);
@@ -229,6 +243,12 @@ fn cases() -> Vec<(&'static str, &'static str, Value, Value)> {
             "",
             deployment("no-queue", 8, 1, &["--tensor-parallel-size=8"]),
             deployment("no-queue", 8, 1, &[]),
+        ),
+        (
+            "parallelism-fits-pod",
+            "",
+            deployment("too-few", 7, 1, &["--tensor-parallel-size=8"]),
+            deployment("too-few", 7, 1, &[]),
         ),
         (
             "gang-scheduling",
@@ -554,14 +574,26 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
     let mut gangplank = guard(&cluster, &[])?;
 
     // Karpenter writes its hash to the object itself; that is none of our business.
+    let asked = |gangplank: &Gangplank| -> Result<usize> {
+        let metrics = get(gangplank, "/metrics")?.1;
+        let of_pools = metrics.lines().filter(|line| {
+            line.starts_with("gangplank_admission_reviews_total") && line.contains("\"NodePool\"")
+        });
+        of_pools
+            .map(|line| {
+                Ok(line
+                    .rsplit(' ')
+                    .next()
+                    .context("a count")?
+                    .parse::<usize>()?)
+            })
+            .sum()
+    };
+    let before = asked(&gangplank)?;
     kubectl
         .annotate("nodepool/before", "karpenter.sh/nodepool-hash=1234")?
         .success()?;
-    assert!(
-        !gangplank.log().contains("\"name\":\"before\""),
-        "{}",
-        gangplank.log()
-    );
+    assert_eq!(asked(&gangplank)?, before, "nobody asked us");
     // What was there before warns; what is new is denied.
     let answer = kubectl.patch(
         "nodepool/before",
@@ -710,12 +742,27 @@ fn registering_again_changes_nothing_and_what_was_removed_comes_back() -> Result
     );
     first.signal(Signal::Terminate)?;
     first.wait(SOON)?;
-    let _second = Gangplank::register(Path::new(BINARY), &cluster, &args)?;
+    let mut second = args.to_vec();
+    second.push("--registration-period=200ms".to_owned());
+    let _second = Gangplank::register(Path::new(BINARY), &cluster, &second)?;
     let after = (
         version("mutatingwebhookconfiguration")?,
         version("validatingwebhookconfiguration")?,
     );
     assert_eq!(before, after);
+    let object = "validatingwebhookconfiguration/gangplank";
+    cluster.kubectl().delete(object)?.success()?;
+    let back = || cluster.kubectl().get(object).ok();
+    eventually("what was removed comes back", SOON, back)?;
+    let ignore = json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}]);
+    let patch = format!("--patch={ignore}");
+    let by_hand = ["patch", object, "--type=json", &patch];
+    cluster.kubectl().run(&by_hand, None)?.success()?;
+    let mended = || {
+        let held = cluster.kubectl().get(object).ok()?;
+        (held["webhooks"][0]["failurePolicy"] == "Fail").then_some(())
+    };
+    eventually("what was changed by hand is put right", SOON, mended)?;
     Ok(())
 }
 
@@ -747,9 +794,12 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     many["spec"]["template"]["spec"]["containers"] = (0..65).map(container).collect();
     let mut labelled = plain("sent-labelled");
     labelled["metadata"]["labels"] = json!({"gangplank.dev/model-server": "true"});
+    let mut share = plain("sent-share");
+    share["spec"]["template"]["metadata"]["annotations"] = json!({"gpu-fraction": "0.5"});
     let mut few = plain("quiet-few");
     few["spec"]["template"]["spec"]["containers"] = (0..64).map(container).collect();
     for object in [
+        &share,
         &claims,
         &init,
         &requests,
@@ -765,6 +815,7 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     }
     let log = guarded.gangplank.log();
     for name in [
+        "sent-share",
         "sent-claims",
         "sent-init",
         "sent-requests",
@@ -778,22 +829,28 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
     }
     assert!(!log.contains("\"name\":\"quiet-"), "{log}");
     // Updates are looked at as well: new labels, annotations that come and go.
-    kubectl
-        .label("deployment/quiet-plain", "gangplank.dev/model-server=true")?
-        .success()?;
-    kubectl
-        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member=1")?
-        .success()?;
-    kubectl
-        .annotate("deployment/quiet-plain", "kai.scheduler/batch-min-member-")?
-        .success()?;
-    kubectl
-        .annotate(
-            "deployment/quiet-plain",
-            "exempt.gangplank.dev/gang-scheduling=x",
-        )?
-        .success()?;
-    assert!(guarded.gangplank.log().contains("\"name\":\"quiet-plain\""));
+    let sent = || {
+        guarded
+            .gangplank
+            .log()
+            .matches("\"name\":\"quiet-plain\"")
+            .count()
+    };
+    let steps: [(&str, &str, bool); 6] = [
+        ("label", "gangplank.dev/model-server=true", true),
+        ("annotate", "kai.scheduler/batch-min-member=1", true),
+        ("annotate", "kai.scheduler/batch-min-member-", true),
+        ("annotate", "exempt.gangplank.dev/gang-scheduling=x", true),
+        ("annotate", "exempt.gangplank.dev/gang-scheduling-", true),
+        ("annotate", "example.com/revision=1", false),
+    ];
+    for (verb, what, is_ours) in steps {
+        let before = sent();
+        kubectl
+            .run(&[verb, "--overwrite", "deployment/quiet-plain", what], None)?
+            .success()?;
+        assert_eq!(sent() > before, is_ours, "{verb} {what}");
+    }
     // An HPA that says no more than it has to.
     let bare = json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",

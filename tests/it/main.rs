@@ -18,5 +18,7 @@ mod check;
 mod docs;
 mod enforce;
 mod fixtures;
+mod node_pools;
 mod registration;
 mod serve;
+mod targets;

@@ -10,6 +10,8 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 use serde_json::{Value, json};
 
+use gangplank::webhook::BODY_LIMIT;
+
 use crate::harness::{Gangplank, SOON, eventually, leash::Signal};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
@@ -17,15 +19,19 @@ const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 /// A certificate for localhost, its key, and the folder that holds both as files.
 fn certificate() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
+    write_certificate(folder.path());
+    folder
+}
+
+fn write_certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let signed = rcgen::CertificateParams::new(names)
         .unwrap()
         .self_signed(&key)
         .unwrap();
-    fs::write(folder.path().join("tls.crt"), signed.pem()).unwrap();
-    fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
-    folder
+    fs::write(folder.join("tls.crt"), signed.pem()).unwrap();
+    fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
 }
 
 fn serve_with(folder: &Path) -> Result<Gangplank> {
@@ -139,9 +145,12 @@ async fn garbage_disturbs_nobody_else() -> Result<()> {
                 (code, answer["response"]["uid"].as_str()),
                 (200, Some(uid.as_str()))
             );
-            if let Ok((code, answer)) = ill {
-                assert!(code == 400 || code == 413, "{code}: {answer}");
-                assert_eq!(answer["response"]["allowed"], false);
+            match ill {
+                Ok((code, answer)) => {
+                    assert!(code == 400 || code == 413, "{code}: {answer}");
+                    assert_eq!(answer["response"]["allowed"], false);
+                }
+                Err(error) => assert!(bad[index % bad.len()].len() > BODY_LIMIT, "{error}"),
             }
             anyhow::Ok(())
         }
@@ -153,7 +162,81 @@ async fn garbage_disturbs_nobody_else() -> Result<()> {
     Ok(())
 }
 
-fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
+#[tokio::test]
+async fn a_renewed_certificate_is_served_and_open_connections_go_on() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path())?;
+    let before = client(folder.path(), &version::TLS13, true);
+    post(&before, &gangplank, review("before")).await?;
+    // Half of a pair is not taken.
+    let key = fs::read(folder.path().join("tls.key"))?;
+    fs::write(folder.path().join("tls.key"), "half")?;
+    let complains = || {
+        gangplank
+            .log()
+            .contains("keeping the serving certificate")
+            .then_some(())
+    };
+    eventually("the half pair is refused", SOON, complains)?;
+    fs::write(folder.path().join("tls.key"), key)?;
+    post(&before, &gangplank, review("between")).await?;
+
+    write_certificate(folder.path());
+    let taken = || {
+        gangplank
+            .log()
+            .contains("another serving certificate")
+            .then_some(())
+    };
+    eventually("the new pair is taken", SOON, taken)?;
+    let after = client(folder.path(), &version::TLS13, true);
+    assert_eq!(post(&after, &gangplank, review("after")).await?.0, 200);
+    assert_eq!(
+        post(&before, &gangplank, review("still open")).await?.0,
+        200
+    );
+    Ok(())
+}
+
+#[test]
+fn an_api_server_that_never_answers_does_not_keep_it_from_stopping() -> Result<()> {
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "silent",
+        "contexts": [{"name": "silent", "context": {"cluster": "silent", "user": "nobody"}}],
+        "clusters": [{"name": "silent", "cluster": {"server": format!("http://{}", silent.local_addr()?)}}],
+        "users": [{"name": "nobody", "user": {}}],
+    });
+    fs::write(&kubeconfig, config.to_string())?;
+    let mut command = Command::new(BINARY);
+    command
+        .args([
+            "serve",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--register",
+        ])
+        .args(["--log-format=json", "--kubeconfig"])
+        .arg(&kubeconfig)
+        .stderr(std::process::Stdio::piped());
+    let mut process = command.spawn()?;
+    let (_held, _) = silent.accept()?;
+    let status = Command::new("kill")
+        .args(["-TERM", &process.id().to_string()])
+        .status()?;
+    assert!(status.success());
+    let ended = eventually("it stops", SOON, || process.try_wait().ok().flatten());
+    if ended.is_err() {
+        process.kill()?;
+    }
+    assert_eq!(ended?.code(), Some(0));
+    Ok(())
+}
+
+pub(crate) fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
     use std::io::Read as _;
     let mut stream = TcpStream::connect(gangplank.admin())?;
     write!(
@@ -203,6 +286,25 @@ async fn after_sigterm_it_is_not_ready_serves_on_and_exits_0() -> Result<()> {
     assert_eq!(get(&gangplank, "/readyz")?.0, 503);
     assert_eq!(get(&gangplank, "/livez")?.0, 200);
     assert_eq!(post(&client, &gangplank, review("during")).await?.0, 200);
+    // A request that is half sent when the port closes is answered all the same.
+    let whole = review("half");
+    let (first, second) = whole.split_at(20);
+    let (first, second) = (first.to_owned(), second.to_owned());
+    let closing = gangplank.log_waiter("stopped accepting");
+    let parts = futures_util::stream::unfold(Some((first, Some(second), closing)), |state| async {
+        let (part, next, closing) = state?;
+        if next.is_none() {
+            // Not before the delay is over and the port is closed.
+            tokio::task::spawn_blocking(closing.clone())
+                .await
+                .ok()?
+                .ok()?;
+        }
+        let state = next.map(|next| (next, None, closing));
+        Some((Ok::<_, std::io::Error>(part), state))
+    });
+    let (code, answer) = post(&client, &gangplank, Body::from_stream(parts)).await?;
+    assert_eq!((code, &answer["response"]["uid"]), (200, &json!("half")));
     assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
     let silent = || {
         TcpStream::connect(gangplank.webhook())
@@ -240,10 +342,7 @@ fn a_start_that_cannot_work_exits_2_and_says_why() -> Result<()> {
             vec![&*policy],
             "policy.yaml:3:1: mode: unknown variant `dryrun`",
         ),
-        (
-            vec!["--register", "--url=http://127.0.0.1"],
-            "is not an https URL",
-        ),
+        (vec!["--url=http://127.0.0.1"], "is not an https URL"),
         (
             vec!["--register", "--kubeconfig=/nonexistent"],
             "/nonexistent",

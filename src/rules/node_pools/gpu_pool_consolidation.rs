@@ -14,7 +14,6 @@ use crate::{
     declare_rule,
     finding::{Confidence, FieldPath, Finding, Level},
     policy::RuleLevel,
-    review::EXEMPT_PREFIX,
     rules::{Context, Edits, Findings, kinds},
     subject::{
         duration::Lapse,
@@ -193,8 +192,7 @@ fn instead(judged: &Judged<'_>) -> String {
         "spec:\n  disruption:\n    consolidationPolicy: {SAFE}\n    consolidateAfter: {after}\n\
          # or keep the policy, with one of these under disruption:\n\
          #   consolidateAfter: Never\n\
-         #   budgets: [{budget}]\n\
-         # or, for a time, the annotation {EXEMPT_PREFIX}gpu-pool-consolidation"
+         #   budgets: [{budget}]"
     );
     yaml
 }

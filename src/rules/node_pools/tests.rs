@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::{
@@ -125,12 +126,7 @@ fn an_explicit_evicting_policy_is_never_rewritten_but_denied() {
             finding.path.to_string(),
             "spec.disruption.consolidationPolicy"
         );
-        for way in [
-            "WhenEmpty",
-            "Never",
-            "Underutilized",
-            "exempt.gangplank.dev/gpu-pool-consolidation",
-        ] {
+        for way in ["WhenEmpty", "Never", "Underutilized"] {
             assert!(finding.instead.contains(way), "{way}");
         }
     }
@@ -432,4 +428,93 @@ fn a_server_side_apply_that_says_nothing_of_the_policy_is_filled_and_stays_so() 
         json!({"f:consolidationPolicy": {}, "f:consolidateAfter": {}}),
     );
     assert_eq!(mutated(&written, Some(&old)), written);
+}
+
+/// Members that a file may or may not hold, now and then of the wrong type.
+fn written() -> impl Strategy<Value = Value> {
+    let one_of = |values: Vec<Value>| prop::option::weighted(0.6, prop::sample::select(values));
+    (
+        one_of(vec![json!("WhenEmpty"), json!("WhenEmptyOrUnderutilized"), json!("Balanced"), json!("Later"), json!(5), json!(null)]),
+        one_of(vec![json!("0s"), json!("30s"), json!("2h"), json!("Never"), json!("soon"), json!(null), json!([])]),
+        one_of(vec![json!([{"nodes": "10%"}]), json!([{"nodes": "0"}]), json!([{"nodes": "0", "reasons": ["Underutilized"]}]), json!("none"), json!([5])]),
+        one_of(vec![json!([]), json!([{"key": "a", "effect": "PreferNoSchedule"}]), json!([{"key": "a", "effect": "NoExecute"}]), json!("none"), json!(null)]),
+        one_of(vec![json!("karpenter.k8s.aws"), json!("karpenter.k8s.gcp"), json!("karpenter.kwok.sh"), json!("x")]),
+        one_of(vec![json!([{"key": "karpenter.k8s.aws/instance-category", "operator": "In", "values": ["p"]}]),
+                    json!([{"key": "node.kubernetes.io/instance-type", "operator": "In", "values": ["g4ad.xlarge", "m5.large"]}]), json!({})]),
+        one_of(vec![json!(1), json!(null)]),
+        prop::sample::select(vec!["karpenter.sh/v1", "karpenter.sh/v1beta1"]),
+    )
+        .prop_map(|(policy, after, budgets, taints, group, requirements, replicas, version)| {
+            let members = |pairs: Vec<(&str, Option<Value>)>| -> Value {
+                pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect::<serde_json::Map<_, _>>().into()
+            };
+            let disruption = members(vec![("consolidationPolicy", policy), ("consolidateAfter", after), ("budgets", budgets)]);
+            let node = members(vec![
+                ("taints", taints),
+                ("nodeClassRef", group.map(|group| json!({"group": group}))),
+                ("requirements", requirements),
+            ]);
+            let disruption = (disruption != json!({})).then_some(disruption);
+            let spec = members(vec![("disruption", disruption), ("replicas", replicas), ("template", Some(json!({"spec": node})))]);
+            json!({"apiVersion": version, "kind": "NodePool", "metadata": {"name": "p"}, "spec": spec})
+        })
+}
+
+/// Whether whatever was written before still stands.
+fn kept(before: &Value, after: &Value) -> bool {
+    match (before, after) {
+        (Value::Null, _) => true,
+        (Value::Object(before), Value::Object(after)) => before.iter().all(|(key, value)| {
+            value.is_null() || after.get(key).is_some_and(|after| kept(value, after))
+        }),
+        (Value::Array(before), Value::Array(after)) => after.starts_with(before),
+        _ => before == after,
+    }
+}
+
+/// What the API server makes of a file before it asks anybody.
+fn with_crd_defaults(mut file: Value) -> Value {
+    let defaults = if file["apiVersion"] == "karpenter.sh/v1" {
+        defaults()
+    } else {
+        json!({"budgets": [{"nodes": "10%"}], "expireAfter": "720h",
+               "consolidationPolicy": "WhenUnderutilized"})
+    };
+    let disruption = &mut file["spec"]["disruption"];
+    if disruption.is_null() {
+        *disruption = defaults;
+    } else if let Some(disruption) = disruption.as_object_mut() {
+        for (key, default) in defaults.as_object().unwrap() {
+            if disruption.get(key).is_none_or(Value::is_null) {
+                disruption.insert(key.clone(), default.clone());
+            }
+        }
+    }
+    file
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fills_touch_silence_only_and_settle_at_once(file in written()) {
+        let policy = Policy::default();
+        let first = asked(&policy, Door::Check, &file, None);
+        let mut after = file.clone();
+        json_patch::patch(&mut after, &first.patch).unwrap();
+        prop_assert!(kept(&file, &after), "{file} became {after}");
+        let second = asked(&policy, Door::Check, &after, None);
+        prop_assert!(second.patch.0.is_empty(), "{:?}", second.patch);
+        let judged = |review: &Review| -> Vec<(&'static str, String)> {
+            let left = review.findings.iter().filter(|finding| !finding.filled);
+            left.map(|finding| (finding.rule, finding.path.to_string())).collect()
+        };
+        prop_assert_eq!(judged(&first), judged(&second));
+        // At the door the same file, with defaults and its document, ends the same way.
+        let live = with_last_applied(with_crd_defaults(file.clone()), &file);
+        let created = mutated(&live, None);
+        prop_assert_eq!(&created["spec"], &with_crd_defaults(after)["spec"]);
+        let again = mutated(&created, Some(&created));
+        prop_assert_eq!(again, created);
+    }
 }

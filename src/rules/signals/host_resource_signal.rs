@@ -153,7 +153,10 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
             continue;
         };
         let (what, why) = match signal.name.as_str() {
-            "cpu" => ("the host's CPU", "the CPU hardly moves while requests pile up"),
+            "cpu" => (
+                "the host's CPU",
+                "the CPU hardly moves while requests pile up",
+            ),
             "memory" => (
                 "the host's memory",
                 "host memory, which is not the GPU's, hardly moves while requests pile up",
@@ -179,9 +182,10 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
 /// Whether a source reads nothing but the host.
 fn is_host(source: &Source) -> bool {
     !source.signals.is_empty()
-        && source.signals.iter().all(|signal| {
-            signal.class == Class::Host && !signal.doubt.is_some_and(Doubt::spares)
-        })
+        && source
+            .signals
+            .iter()
+            .all(|signal| signal.class == Class::Host && !signal.doubt.is_some_and(Doubt::spares))
 }
 
 /// Whether something else than the host has a say, queues and clocks included.
@@ -194,9 +198,9 @@ fn has_other(subject: &Subject, sources: &[Source]) -> bool {
         .iter()
         .filter(|trigger| !trigger.inert)
         .any(|trigger| {
-            let mut read = sources.iter().filter(|source| {
-                matches!(&source.shape, Shape::Trigger(its) if its.path == trigger.path)
-            });
+            let mut read = sources.iter().filter(
+                |source| matches!(&source.shape, Shape::Trigger(its) if its.path == trigger.path),
+            );
             match read.next() {
                 None => true,
                 Some(first) => !is_host(first) || read.any(|source| !is_host(source)),

@@ -106,7 +106,10 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         ),
         None => match speaks_of_a_server(cx, &target) {
             Some(engine) => (
-                format!("{}, by its names and metrics a server of {engine},", target.named),
+                format!(
+                    "{}, by its names and metrics a server of {engine},",
+                    target.named
+                ),
                 Confidence::Unknown,
             ),
             None => return,
@@ -116,11 +119,9 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let but = match &pool {
         Pool::Declared => return,
         Pool::None => String::new(),
-        Pool::Nowhere(name) => format!(". The warm pool {name} is not there"),
-        Pool::Itself => ". It cannot be its own warm pool".to_owned(),
-        Pool::Malformed(text) => {
-            format!(". \"{text}\" names no warm pool; write <kind>/<name>")
-        }
+        Pool::Nowhere(name) => format!(", and its warm pool {name} is not there"),
+        Pool::Itself => ", and cannot be its own warm pool".to_owned(),
+        Pool::Malformed(text) => format!(", and \"{text}\" is no warm pool (<kind>/<name>)"),
     };
     let [_, key] = floor.keys;
     let silent = if floor.written(cx.subject).is_none() {
@@ -130,8 +131,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     };
     let path = FieldPath::of(&floor.keys);
     let message = format!(
-        "{who} may be left without a replica{silent}: the next request waits for a node, an image \
-         and the weights, which takes minutes if there is a GPU at all{but}"
+        "{who} may be left without a replica{silent}{but}: the next request waits minutes for a node, \
+         an image and the weights, if there is a GPU at all"
     );
     let finding = Finding {
         value: floor.written(cx.subject).cloned(),
@@ -168,15 +169,25 @@ fn instead(key: &str) -> String {
 /// The engine that metrics and names speak of, where the target itself is not known.
 fn speaks_of_a_server(cx: &Context<'_, NoParams>, target: &Target<'_>) -> Option<String> {
     const BESIDE: &[&str] = &[
-        "router", "gateway", "proxy", "client", "frontend", "tokenizer", "ui", "web", "emulator",
+        "router",
+        "gateway",
+        "proxy",
+        "client",
+        "frontend",
+        "tokenizer",
+        "ui",
+        "web",
+        "emulator",
         "benchmark",
     ];
     if target.digest.present().is_some() {
         return None;
     }
-    let beside = [target.named.name, &cx.subject.name]
-        .iter()
-        .any(|name| words(name).iter().any(|word| BESIDE.contains(&word.as_str())));
+    let beside = [target.named.name, &cx.subject.name].iter().any(|name| {
+        words(name)
+            .iter()
+            .any(|word| BESIDE.contains(&word.as_str()))
+    });
     let catalog = cx.policy.catalog().metrics();
     let sources = sources(catalog, cx.subject);
     let advice = Advice::new(catalog, cx.facts, cx.subject, &sources);

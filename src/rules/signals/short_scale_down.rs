@@ -140,7 +140,11 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
                 .severity(u32::try_from(least - seconds).unwrap_or(u32::MAX)),
         );
     };
-    let window = [behavior(cx.subject), &["scaleDown", "stabilizationWindowSeconds"]].concat();
+    let window = [
+        behavior(cx.subject),
+        &["scaleDown", "stabilizationWindowSeconds"],
+    ]
+    .concat();
     if let Some(seconds) = number(cx.subject, &window)
         && seconds < least
         && !never_scales_down(cx.subject)

@@ -133,7 +133,10 @@ fn kedas_own_hpa_is_warned_about_and_a_forged_one_is_not_spared() {
     let of = |facts: &Facts| level(HOST, facts, &owned, None);
     let both = [Watched::Deployment, Watched::ScaledObject];
     assert_eq!(
-        of(&cluster(&both, &[deployment.clone(), (Watched::ScaledObject, scaled)])),
+        of(&cluster(
+            &both,
+            &[deployment.clone(), (Watched::ScaledObject, scaled)]
+        )),
         Some(Level::Warn)
     );
     assert_eq!(
@@ -162,7 +165,10 @@ fn production_is_told_by_the_labels_of_the_namespace() {
     let namespace = |tier: &str| {
         let labels = json!({"metadata": {"name": "a", "labels": {"tier": tier}}});
         let known = [Watched::Deployment, Watched::Namespace];
-        let objects = [(Watched::Deployment, server()), (Watched::Namespace, labels)];
+        let objects = [
+            (Watched::Deployment, server()),
+            (Watched::Namespace, labels),
+        ];
         cluster(&known, &objects)
     };
     assert_eq!(of(&namespace("production")), Some(Level::Deny));
@@ -220,7 +226,12 @@ fn a_gangs_floor_is_its_pod_groups_where_that_is_known() {
     let known = [Watched::Deployment, Watched::PodGroup];
     let objects = [(Watched::Deployment, gang), (Watched::PodGroup, group)];
     let of = |known: &[Watched]| {
-        level("gang-scaling-floor", &cluster(known, &objects), &three, None)
+        level(
+            "gang-scaling-floor",
+            &cluster(known, &objects),
+            &three,
+            None,
+        )
     };
     assert_eq!(of(&known), Some(Level::Warn));
     assert_eq!(of(&known[..1]), None, "nobody knows the group");

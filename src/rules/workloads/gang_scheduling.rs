@@ -170,9 +170,9 @@ enum Mechanism<'a> {
 }
 
 /// A server with several ranks and the scheduler that the policy declares.
-struct Case<'a> {
-    cx: &'a Context<'a, NoParams>,
-    serving: Serving<'a>,
+struct Case<'c, 'a> {
+    cx: &'c Context<'a, NoParams>,
+    serving: &'a Serving<'a>,
     scheduler: &'a Scheduler,
     /// The `schedulerName` it is installed under.
     wanted: &'a str,
@@ -181,13 +181,13 @@ struct Case<'a> {
     grouped: bool,
 }
 
-impl<'a> Case<'a> {
-    fn of(cx: &'a Context<'a, NoParams>) -> Option<Self> {
+impl<'c, 'a> Case<'c, 'a> {
+    fn of(cx: &'c Context<'a, NoParams>) -> Option<Self> {
         let declared = &cx.policy.gang_scheduler;
         if declared.name == SchedulerName::None {
             return None;
         }
-        let serving = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines())?;
+        let serving = cx.serving()?;
         let grouped = matches!(serving.spread, Spread::Group(_));
         let catalog = Schedulers::builtin();
         let (scheduler, version) = if declared.name == SchedulerName::Auto {

@@ -6,7 +6,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Serving, Spread},
+    subject::workload::{Kind, Spread},
 };
 
 declare_rule! {
@@ -80,7 +80,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let Spread::Misfit { ranks, gpus } = serving.spread else {

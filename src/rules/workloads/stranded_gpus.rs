@@ -6,7 +6,7 @@ use crate::{
     declare_rule,
     finding::{Confidence, Finding},
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Serving, Spread},
+    subject::workload::Spread,
 };
 
 declare_rule! {
@@ -75,7 +75,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     let server = &serving.server;

@@ -108,7 +108,7 @@ impl Default for Params {
 const DEFAULT_GRACE: u64 = 30;
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     for set in serving.workload.pods.iter().filter(|set| set.count > 0) {
@@ -119,7 +119,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, *cx.params);
+        let needed = Needed::of(&set.template, serving, *cx.params);
         let path = grace_path(&set.template);
         let written = path
             .lookup(&cx.subject.value)
@@ -153,7 +153,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
 }
 
 fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
-    let Some(serving) = Serving::of(cx.subject, cx.facts, cx.policy.catalog().engines()) else {
+    let Some(serving) = cx.serving() else {
         return;
     };
     for set in serving.workload.pods.iter().filter(|set| set.count > 0) {
@@ -164,7 +164,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         {
             continue;
         }
-        let needed = Needed::of(&set.template, &serving, *cx.params);
+        let needed = Needed::of(&set.template, serving, *cx.params);
         let path = grace_path(&set.template);
         let steps: Vec<String> = path
             .segments()
