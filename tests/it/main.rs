@@ -22,4 +22,5 @@ mod node_pools;
 mod ratchet;
 mod registration;
 mod serve;
+mod targets;
 mod workloads;

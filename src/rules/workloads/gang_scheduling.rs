@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
-    facts::Known,
+    facts::{KAI_GROUP, Known, Watched},
     finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
@@ -312,11 +312,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 .or_else(|| self.serving.set.template.label(key))
                 .filter(|name| !name.is_empty())
         });
-        let known = |name: &str| {
-            self.cx
-                .facts
-                .object("scheduling.run.ai", "Queue", None, name)
-        };
+        let known = |name: &str| self.cx.facts.queue(name);
         match named {
             Some(name) if self.scheduler.name == "kai" && known(name) == Known::Absent => {
                 QueueState::Nowhere(name)
@@ -394,6 +390,12 @@ impl<'c, 'a> Case<'c, 'a> {
             || self.serving.set.template.annotation(key) == Some("true")
     }
 
+    /// Whether the cluster is known not to run the scheduler.
+    fn is_not_served(&self) -> bool {
+        self.scheduler.name == "kai"
+            && self.cx.facts.cluster().serves(Watched::Queue) == Some(false)
+    }
+
     // ---- judging ----
 
     /// Whether every fault has to be told by itself. A change is excused by what the old object had
@@ -407,6 +409,7 @@ impl<'c, 'a> Case<'c, 'a> {
         let level = match self.cx.policy.gang_scheduler.single_pod {
             SinglePod::Allow => return,
             SinglePod::Warn => Level::Warn,
+            SinglePod::Auto if self.is_not_served() => Level::Warn,
             SinglePod::Auto | SinglePod::Require => Level::Deny,
         };
         let gpus = match self.serving.accelerators.units {
@@ -825,7 +828,7 @@ impl<'c, 'a> Case<'c, 'a> {
             return;
         }
         let namespace = self.cx.subject.namespace.as_deref();
-        match self.cx.facts.object("scheduling.run.ai", "PodGroup", namespace, name) {
+        match self.cx.facts.pod_group(KAI_GROUP, namespace, name) {
             Known::Unknown => out.report(
                 finding(
                     "external-unseen",
@@ -842,7 +845,7 @@ impl<'c, 'a> Case<'c, 'a> {
                     .value(name),
             ),
             Known::Present(group) => {
-                let minimum = at(group, &["spec", "minMember"]).and_then(Value::as_u64);
+                let minimum = group.minimum;
                 if minimum != Some(members) {
                     let above = minimum.is_some_and(|minimum| minimum > members);
                     let found = minimum.map_or_else(|| "none".to_owned(), |n| n.to_string());
@@ -957,12 +960,9 @@ impl<'c, 'a> Case<'c, 'a> {
             return;
         };
         let namespace = self.cx.subject.namespace.as_deref();
-        match self.cx.facts.object(api, "PodGroup", namespace, name) {
-            Known::Present(object) => {
-                let minimum = at(object, &["spec", "minMember"])
-                    .or_else(|| at(object, &["spec", "schedulingPolicy", "gang", "minCount"]))
-                    .and_then(Value::as_u64);
-                if minimum != Some(members) {
+        match self.cx.facts.pod_group(api, namespace, name) {
+            Known::Present(group) => {
+                if group.minimum != Some(members) {
                     out.report(
                         finding(
                             "reference-minimum",
