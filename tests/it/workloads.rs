@@ -176,10 +176,8 @@ fn is_denied(kubectl: &Kubectl, object: &Value, rule: &str, says: &[&str]) -> Re
 /// The YAML that the last cause of a denial says to write.
 fn instead(denial: &str) -> String {
     let (_, rest) = denial.rsplit_once("write instead:\n").unwrap();
-    rest.lines()
-        .take_while(|line| line.starts_with("    "))
-        .map(|line| format!("{}\n", &line[4..]))
-        .collect()
+    let lines = rest.lines().map_while(|line| line.strip_prefix("    "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
