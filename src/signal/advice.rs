@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     catalog::metrics::{Meaning, MetricCatalog},
-    facts::Facts,
+    facts::{Digest, Facts, Roles},
     subject::{
-        ROLE_LABEL, Subject, at, group_of, hpa::SourceType, metadata_text, scaled_object::Trigger,
+        ROLE_LABEL, Subject, hpa::SourceType, scale_target::ScaleTarget, scaled_object::Trigger,
     },
 };
 
@@ -40,17 +40,34 @@ const ENGINES: &[(&str, &str)] = &[
 
 /// The phase of inference that the scaled workload serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Prefill,
     Decode,
     Both,
 }
 
+impl Role {
+    /// As the autoscaler's own label says, else as its target does.
+    pub(crate) fn of(subject: &Subject, target: Option<&Digest>) -> Self {
+        let roles = match subject.label(ROLE_LABEL) {
+            Some(label) => Roles::of_value(label),
+            None => target.map(|digest| digest.roles).unwrap_or_default(),
+        };
+        match (roles.prefill, roles.decode) {
+            (true, false) => Self::Prefill,
+            (false, true) => Self::Decode,
+            _ => Self::Both,
+        }
+    }
+}
+
 /// What can be recommended for one autoscaler.
 #[derive(Debug)]
-pub(super) struct Advice<'a> {
+pub(crate) struct Advice<'a> {
     subject: &'a Subject,
     role: Role,
+    /// The engine that is scaled, where something tells it.
+    told: Option<&'a str>,
     queue: &'a str,
     cache: &'a str,
     /// What the autoscaler reads already, by identity.
@@ -60,28 +77,35 @@ pub(super) struct Advice<'a> {
 }
 
 impl<'a> Advice<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         catalog: &'a MetricCatalog,
-        facts: &Facts,
+        facts: &'a Facts,
         subject: &'a Subject,
         sources: &'a [Source],
     ) -> Self {
         let signals = || sources.iter().flat_map(|source| &source.signals);
-        let target = target(facts, subject);
-        let images: Vec<&str> = target.map(images).unwrap_or_default();
+        let target = ScaleTarget::of(subject).and_then(|target| {
+            facts
+                .target(&target, subject.namespace.as_deref())
+                .present()
+        });
+        let image = target.and_then(|digest| digest.image.as_deref());
+        let runs = target
+            .and_then(|digest| digest.served.as_ref()?.engine.as_deref())
+            .and_then(|title| ENGINES.iter().find(|(_, engine)| *engine == title))
+            .map(|(_, engine)| *engine);
         // An engine's own metric tells most, then what the target runs, then what things are called.
-        let engine = signals()
+        let told = signals()
             .map(|signal| signal.exporter.as_str())
             .find(|exporter| ENGINES.iter().any(|(_, engine)| engine == exporter))
-            .or_else(|| engine_in(&images))
+            .or(runs)
+            .or_else(|| engine_in(image.as_slice()))
             .or_else(|| {
                 let named = subject.at(&["spec", "scaleTargetRef", "name"]);
-                engine_in(&[
-                    named.and_then(Value::as_str).unwrap_or_default(),
-                    &subject.name,
-                ])
-            })
-            .unwrap_or(DEFAULT_ENGINE);
+                let named = named.and_then(Value::as_str).unwrap_or_default();
+                engine_in(&[named, &subject.name])
+            });
+        let engine = told.unwrap_or(DEFAULT_ENGINE);
         let metric = |meaning| {
             catalog
                 .recommend(engine, meaning)
@@ -91,15 +115,9 @@ impl<'a> Advice<'a> {
                 .unwrap_or_default()
         };
         let cache = match metric(Meaning::KvUse) {
-            VLLM_CACHE if images.iter().any(|image| is_vllm_before_0_9(image)) => VLLM_CACHE_BEFORE,
+            VLLM_CACHE if image.is_some_and(is_vllm_before_0_9) => VLLM_CACHE_BEFORE,
             cache => cache,
         };
-        let of_target = |key: &str| {
-            let target = target?;
-            metadata_text(target, "labels", key)
-                .or_else(|| at(target, &["spec", "template", "metadata", "labels", key])?.as_str())
-        };
-        let role = subject.label(ROLE_LABEL).or_else(|| of_target(ROLE_LABEL));
         let without_colon = |source: &Source| {
             matches!(source.shape, Shape::Metric(_))
                 && source
@@ -109,11 +127,8 @@ impl<'a> Advice<'a> {
         };
         Self {
             subject,
-            role: match role {
-                Some("prefill") => Role::Prefill,
-                Some("decode") => Role::Decode,
-                _ => Role::Both,
-            },
+            role: Role::of(subject, target),
+            told,
             queue: metric(Meaning::QueueDepth),
             cache,
             read: signals().map(|signal| signal.identity.as_str()).collect(),
@@ -121,8 +136,13 @@ impl<'a> Advice<'a> {
         }
     }
 
+    /// The engine that metrics or names speak of; none where nothing does.
+    pub(crate) const fn engine(&self) -> Option<&'a str> {
+        self.told
+    }
+
     /// Which signals are right, in a sentence.
-    pub(super) fn remedy(&self) -> String {
+    pub(crate) fn remedy(&self) -> String {
         let (queue, cache) = (self.queue, self.cache);
         match self.role {
             _ if queue == cache => format!("Scale on its queue: {queue}"),
@@ -135,13 +155,25 @@ impl<'a> Advice<'a> {
         }
     }
 
-    /// What to write in the place of a source.
-    pub(super) fn instead(&self, source: &Source) -> String {
-        let wanted = match self.role {
+    /// The signals that are right for the role.
+    fn wanted(&self) -> Vec<&'a str> {
+        match self.role {
             Role::Prefill => vec![self.queue],
             Role::Decode => vec![self.cache],
             Role::Both => vec![self.queue, self.cache],
-        };
+        }
+    }
+
+    /// Whether a signal is one that would be recommended here.
+    pub(crate) fn recommends(&self, identity: &str) -> bool {
+        self.wanted()
+            .iter()
+            .any(|metric| Name::new(metric).spelling() == identity)
+    }
+
+    /// What to write in the place of a source.
+    pub(crate) fn instead(&self, source: &Source) -> String {
+        let wanted = self.wanted();
         let read = |metric: &str| {
             let identity = Name::new(metric).spelling();
             self.read.contains(&identity.as_str())
@@ -212,31 +244,6 @@ impl<'a> Advice<'a> {
         lines.push(String::new());
         lines.join("\n")
     }
-}
-
-/// The workload that an autoscaler scales, where it is known.
-fn target<'f>(facts: &'f Facts, subject: &Subject) -> Option<&'f Value> {
-    let text = |key: &str| {
-        subject
-            .at(&["spec", "scaleTargetRef", key])
-            .and_then(Value::as_str)
-    };
-    // KEDA takes a Deployment where nothing else is said.
-    let group = group_of(text("apiVersion").unwrap_or("apps/v1"));
-    let kind = text("kind").unwrap_or("Deployment");
-    facts
-        .object(group, kind, subject.namespace.as_deref(), text("name")?)
-        .present()
-}
-
-/// The images of a workload's containers.
-fn images(workload: &Value) -> Vec<&str> {
-    at(workload, &["spec", "template", "spec", "containers"])
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|container| container.get("image")?.as_str())
-        .collect()
 }
 
 /// The engine that one of these names or images speaks of.

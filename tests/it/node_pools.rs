@@ -308,6 +308,16 @@ fn pools_that_may_buy_gpus_and_pools_that_do_not_are_left_alone() -> Result<()> 
             None,
             "{name}"
         );
+        // Nor is what somebody wrote of disruption theirs to answer for.
+        manifest["metadata"]["name"] = json!(format!("gpu-{name}-evicting"));
+        manifest["spec"]["disruption"] = evicting()["disruption"].clone();
+        kubectl.apply(&manifest.to_string())?.success()?;
+        let made = kubectl.get(&format!("nodepool/gpu-{name}-evicting"))?;
+        assert_eq!(
+            policy(&made),
+            (&json!("WhenEmptyOrUnderutilized"), &json!("5m")),
+            "{name}"
+        );
     }
     Ok(())
 }
