@@ -112,6 +112,8 @@ struct LabelRow {
     means: Meaning,
     alias: Option<String>,
     provider: Option<String>,
+    #[serde(default)]
+    capitals: bool,
     #[serde(rename = "source")]
     _source: String,
     #[serde(rename = "checked")]
@@ -282,6 +284,7 @@ struct Label {
     means: Meaning,
     alias: Option<String>,
     provider: Option<String>,
+    capitals: bool,
 }
 
 /// The table, with what a policy adds.
@@ -338,6 +341,7 @@ impl InstanceCatalog {
                             means: row.means,
                             alias: row.alias,
                             provider: row.provider,
+                            capitals: row.capitals,
                         },
                     )
                 })
@@ -479,6 +483,11 @@ impl InstanceCatalog {
             .and_then(|label| label.provider.as_ref())
             .or_else(|| self.provider(domain).map(|owner| &owner.id));
         owner.is_none_or(|owner| *owner == provider.id)
+    }
+
+    /// Whether the label's values have capitals where the table has none.
+    pub fn has_capitals(&self, key: &str) -> bool {
+        self.labels.get(key).is_some_and(|label| label.capitals)
     }
 
     /// The key that Karpenter takes a node label for.

@@ -225,7 +225,17 @@ impl Asked {
             let key = catalog.normalized(row.key);
             if let Some(means) = meaning(key) {
                 asked.note(means, &row, clouds);
-                combined.add(key, row.allowed);
+                let allowed = if catalog.has_capitals(key) {
+                    let lower: Vec<String> = row
+                        .values
+                        .iter()
+                        .map(|value| value.to_lowercase())
+                        .collect();
+                    Allowed::new(row.operator, &lower).unwrap_or(row.allowed)
+                } else {
+                    row.allowed
+                };
+                combined.add(key, allowed);
             }
         }
         for (label, value) in pool.template_labels() {

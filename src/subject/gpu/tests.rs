@@ -597,6 +597,12 @@ fn every_cloud_by_its_own_labels() {
             "nvidia",
         ),
         (
+            "karpenter.k8s.alibabacloud",
+            "karpenter.k8s.alibabacloud/instance-gpu-manufacturer NotIn NVIDIA",
+            State::GpuCapable,
+            "intel",
+        ),
+        (
             AZURE,
             "karpenter.azure.com/sku-gpu-name In V710",
             State::GpuOnly,
