@@ -304,11 +304,15 @@ async fn malformed_requests_get_a_definite_answer() {
 #[tokio::test]
 async fn media_type_size_and_method_are_held_to() {
     let desk = Arc::new(desk());
-    let yaml = Request::post("/")
-        .header(header::CONTENT_TYPE, "application/yaml")
-        .body("a: 1".into());
-    let response = send(&desk, "/validate", yaml.unwrap()).await;
-    assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let good = review_of("CREATE", &hpa("up"), &Value::Null);
+    for media in ["application/yaml", "text/plain; charset=utf-8", ""] {
+        let request = Request::post("/")
+            .header(header::CONTENT_TYPE, media)
+            .body(good.to_string().into());
+        let (code, answer) = read(send(&desk, "/validate", request.unwrap()).await).await;
+        assert_eq!(code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(answer["response"]["uid"], good["request"]["uid"]);
+    }
     let large = vec![b' '; BODY_LIMIT + 1];
     assert_eq!(
         post(&desk, "/mutate", large.clone()).await.0,
@@ -587,12 +591,7 @@ fn any_damage_to_any_object_is_answered_and_patches_apply() {
                 subject.old = Some(Arc::new(damaged(specimen, &old)));
             }
             let ask = |subject: &Subject| {
-                gangplank::review::review(
-                    &policy,
-                    &facts,
-                    subject,
-                    Timestamp::UNIX_EPOCH,
-                )
+                gangplank::review::review(&policy, &facts, subject, Timestamp::UNIX_EPOCH)
             };
             let once = ask(&subject);
             let mut after = (*subject.value).clone();

@@ -164,12 +164,12 @@ const MINIMUM: &str = "/metadata/annotations/kai.scheduler~1batch-min-member";
 const SCHEDULER: &str = "/spec/template/spec/schedulerName";
 const GRACE: &str = "/spec/template/spec/terminationGracePeriodSeconds";
 
-fn at<'v>(object: &'v Value, pointer: &str) -> &'v Value {
+pub(crate) fn at<'v>(object: &'v Value, pointer: &str) -> &'v Value {
     object.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// The object's identity for kubectl, `kind/name`.
-fn reference(object: &Value) -> String {
+pub(crate) fn reference(object: &Value) -> String {
     format!(
         "{}/{}",
         object["kind"].as_str().unwrap().to_lowercase(),
@@ -184,10 +184,10 @@ pub(crate) fn denied_by(answer: &Answer, rule: &str) {
     assert!(answer.stderr.contains("(Forbidden)"), "{}", answer.stderr);
 }
 
-type Create = fn(&Kubectl, &str) -> Result<Answer>;
+pub(crate) type Create = fn(&Kubectl, &str) -> Result<Answer>;
 
 /// The ways in which people create objects.
-const CLIENTS: [(&str, Create); 4] = [
+pub(crate) const CLIENTS: [(&str, Create); 4] = [
     ("create", Kubectl::create),
     ("apply", Kubectl::apply),
     ("apply --server-side", Kubectl::apply_server_side),
@@ -623,6 +623,17 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
         &kubectl.patch("hpa/before", &json!({"spec": {"metrics": memory}}))?,
         "gpu-memory-signal",
     );
+    // A scaler that takes it to nothing locks nobody out.
+    kubectl
+        .run(&["scale", "deployment/before", "--replicas=0"], None)?
+        .success()?;
+    let answer = kubectl.patch("deployment/before", &json!({"spec": {"replicas": 1}}))?;
+    assert!(
+        answer.stderr.contains("as before this change"),
+        "{}",
+        answer.stderr
+    );
+    answer.success()?;
     // A template is not touched on UPDATE.
     let held = kubectl.get("deployment/before")?;
     assert_eq!(
