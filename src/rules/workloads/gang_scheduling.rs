@@ -325,7 +325,7 @@ impl<'c, 'a> Case<'c, 'a> {
                     return QueueState::Mapped(mapped);
                 }
                 let default = queue.default.as_deref().map(known);
-                if matches!(default, Some(Known::Present(_))) {
+                if default == Some(Known::Present(())) {
                     QueueState::Settled
                 } else {
                     QueueState::Missing
