@@ -347,15 +347,16 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
 
     // None of these ends before it is told to: whichever does has failed, and staying up without it
     // would only look alive.
-    let signal = match early {
-        Some(signal) => signal,
-        None => tokio::select! {
+    let signal = if let Some(signal) = early {
+        signal
+    } else {
+        tokio::select! {
             signal = signals.next() => signal,
             ended = &mut admission => bail!("the admission port failed: {ended:?}"),
             ended = &mut admin_task => bail!("the admin port failed: {ended:?}"),
             ended = &mut renewal => bail!("the certificate's renewal failed: {ended:?}"),
             ended = &mut upkeep => bail!("the registration failed: {ended:?}"),
-        },
+        }
     };
     health.stopping();
     let default = if args.service.is_some() {

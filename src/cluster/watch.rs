@@ -113,6 +113,21 @@ impl Watches {
             .all(|state| matches!(state, State::Synced | State::Unserved))
     }
 
+    /// The kinds whose watch has failed for too long by now, each of them once.
+    fn expired(&self, now: Instant) -> Vec<Watched> {
+        let mut expired = Vec::new();
+        for (kind, state) in self.lock().iter_mut() {
+            if let State::Failing { since, stale, .. } = state
+                && !*stale
+                && now.duration_since(*since) >= STALE_AFTER
+            {
+                *stale = true;
+                expired.push(*kind);
+            }
+        }
+        expired
+    }
+
     /// The kinds of which nothing is known.
     fn unknown(&self) -> Vec<String> {
         self.lock()
@@ -211,17 +226,7 @@ async fn until(mut stopped: watch::Receiver<bool>, work: impl Future<Output = ()
 /// Forgets what is too old and counts.
 async fn upkeep(desk: Arc<Desk>, watches: Arc<Watches>) {
     loop {
-        let mut expired = Vec::new();
-        for (kind, state) in watches.lock().iter_mut() {
-            if let State::Failing { since, stale, .. } = state
-                && !*stale
-                && since.elapsed() >= STALE_AFTER
-            {
-                *stale = true;
-                expired.push(*kind);
-            }
-        }
-        for kind in expired {
+        for kind in watches.expired(Instant::now()) {
             desk.facts
                 .rcu(|facts| facts.with_cluster(|cluster| cluster.forget(kind)));
             tracing::warn!(
@@ -518,5 +523,54 @@ impl Resource for Object {
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_for_long_is_forgotten_once_and_what_never_was_known_at_once() {
+        let watches = Watches::default();
+        watches.set(Watched::Queue, State::Synced);
+        watches.set(Watched::Deployment, State::Starting);
+        for kind in [Watched::Queue, Watched::Deployment] {
+            watches.failed(kind, "refused".to_owned());
+        }
+        let now = Instant::now();
+        assert_eq!(watches.unknown(), ["deployments.apps"]);
+        assert_eq!(watches.expired(now), []);
+        let later = now + STALE_AFTER;
+        assert_eq!(watches.expired(later), [Watched::Queue]);
+        assert_eq!(watches.expired(later), [], "said once");
+        // It goes on failing: since when is not forgotten.
+        watches.failed(Watched::Queue, "refused".to_owned());
+        assert_eq!(watches.unknown().len(), 2);
+        watches.set(Watched::Queue, State::Synced);
+        assert_eq!(watches.unknown(), ["deployments.apps"]);
+    }
+
+    #[test]
+    fn an_object_keeps_what_is_read_and_nothing_else() {
+        let object: Object = serde_json::from_value(json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {
+                "name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "7",
+                "labels": {"l": "1"}, "annotations": {"x": "2", LAST_APPLIED: "{}"},
+                "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}],
+            },
+            "spec": {"replicas": 2}, "status": {"replicas": 2},
+        }))
+        .unwrap();
+        assert_eq!(object.metadata.resource_version.as_deref(), Some("7"));
+        assert_eq!(
+            object.into_value(),
+            json!({
+                "metadata": {"name": "chat", "namespace": "a", "labels": {"l": "1"},
+                    "annotations": {"x": "2"}},
+                "spec": {"replicas": 2},
+            })
+        );
     }
 }

@@ -170,8 +170,8 @@ impl Cluster {
     /// What is known of an object. Where the kind is not served, or not known, nobody can tell.
     pub fn get(&self, watched: Watched, namespace: &str, name: &str) -> Known<&Fact> {
         match self.shelves.get(&watched) {
-            Some(shelf) if shelf.knowledge == Knowledge::All => {
-                match shelf.objects.get(key(namespace, name).as_str()) {
+            Some(kept) if kept.knowledge == Knowledge::All => {
+                match kept.objects.get(key(namespace, name).as_str()) {
                     Some(fact) => Known::Present(fact),
                     None => Known::Absent,
                 }
@@ -193,48 +193,48 @@ impl Cluster {
     pub fn count(&self, watched: Watched) -> usize {
         self.shelves
             .get(&watched)
-            .map_or(0, |shelf| shelf.objects.len())
+            .map_or(0, |kept| kept.objects.len())
     }
 
     /// Whether exactly this is kept of an object already.
     pub fn holds(&self, watched: Watched, namespace: &str, name: &str, fact: &Fact) -> bool {
         self.shelves
             .get(&watched)
-            .is_some_and(|shelf| shelf.objects.get(key(namespace, name).as_str()) == Some(fact))
+            .is_some_and(|kept| kept.objects.get(key(namespace, name).as_str()) == Some(fact))
     }
 
     /// An object is there, or has changed.
     pub fn put(&mut self, watched: Watched, namespace: &str, name: &str, fact: Fact) {
-        let shelf = self.shelves.entry(watched).or_default();
-        shelf.objects.insert(key(namespace, name).into(), fact);
+        let kept = self.shelves.entry(watched).or_default();
+        kept.objects.insert(key(namespace, name).into(), fact);
     }
 
     /// An object is gone.
     pub fn remove(&mut self, watched: Watched, namespace: &str, name: &str) {
-        if let Some(shelf) = self.shelves.get_mut(&watched) {
-            shelf.objects.remove(key(namespace, name).as_str());
+        if let Some(kept) = self.shelves.get_mut(&watched) {
+            kept.objects.remove(key(namespace, name).as_str());
         }
     }
 
     /// These are all objects of a kind. What has not changed since keeps its place in memory: nothing
     /// as large as the cluster is copied, or dropped by whoever held the last snapshot.
     pub fn replace(&mut self, watched: Watched, listed: &Listed) {
-        let shelf = self.shelves.entry(watched).or_default();
-        shelf.knowledge = Knowledge::All;
-        let gone: Vec<Arc<str>> = shelf
+        let kept = self.shelves.entry(watched).or_default();
+        kept.knowledge = Knowledge::All;
+        let gone: Vec<Arc<str>> = kept
             .objects
             .keys()
             .filter(|key| !listed.objects.contains_key(*key))
             .cloned()
             .collect();
         for key in gone {
-            shelf.objects.remove(&key);
+            kept.objects.remove(&key);
         }
         // In any order: the map sorts.
         #[allow(clippy::iter_over_hash_type)]
         for (key, fact) in &listed.objects {
-            if shelf.objects.get(key) != Some(fact) {
-                shelf.objects.insert(Arc::clone(key), fact.clone());
+            if kept.objects.get(key) != Some(fact) {
+                kept.objects.insert(Arc::clone(key), fact.clone());
             }
         }
     }
@@ -242,18 +242,18 @@ impl Cluster {
     /// Nothing is known of a kind for now. Its objects are kept, so that little changes when they are
     /// listed again.
     pub fn forget(&mut self, watched: Watched) {
-        if let Some(shelf) = self.shelves.get_mut(&watched) {
-            shelf.knowledge = Knowledge::None;
+        if let Some(kept) = self.shelves.get_mut(&watched) {
+            kept.knowledge = Knowledge::None;
         }
     }
 
     /// The cluster does not serve a kind.
     pub fn unserved(&mut self, watched: Watched) {
-        let shelf = Shelf {
+        let kept = Shelf {
             knowledge: Knowledge::Unserved,
             objects: OrdMap::new(),
         };
-        self.shelves.insert(watched, shelf);
+        self.shelves.insert(watched, kept);
     }
 }
 

@@ -362,10 +362,12 @@ mod tests {
 
     #[test]
     fn a_model_server_is_told_from_what_stands_beside_it() {
-        let server = digest(deployment(json!({}), vllm(&[], 2)));
-        let served = server.served.unwrap();
-        assert_eq!(served.to_string(), "vLLM on 2 nvidia.com/gpu a pod");
-        assert_eq!(server.image.as_deref(), Some("vllm/vllm-openai:v0.11.0"));
+        let found = digest(deployment(json!({}), vllm(&[], 2)));
+        assert_eq!(
+            found.served.unwrap().to_string(),
+            "vLLM on 2 nvidia.com/gpu a pod"
+        );
+        assert_eq!(found.image.as_deref(), Some("vllm/vllm-openai:v0.11.0"));
         for (what, container) in [
             ("a router", json!({"image": "vllm/vllm-router:v1"})),
             ("a tokenizer", json!({"image": "vllm/vllm-openai:v0.11.0"})),

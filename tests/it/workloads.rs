@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     enforce::{CLIENTS, at, denied_by, guarded, reference},
-    harness::Kubectl,
+    harness::{Kubectl, SOON, eventually},
 };
 
 const MINIMUM: &str = "/metadata/annotations/kai.scheduler~1batch-min-member";
@@ -290,7 +290,16 @@ fn stateful_sets_of_one_pod_and_of_a_gang_that_kai_cannot_make() -> Result<()> {
     external["metadata"]["annotations"] = json!({"kai.scheduler/skip-podgrouper": "true"});
     external["spec"]["template"]["metadata"]["annotations"] = json!({"pod-group-name": "llm"});
     external["spec"]["template"]["spec"]["schedulerName"] = json!("kai-scheduler");
-    kubectl.apply(&external.to_string())?.success()?;
+    let group = json!({
+        "apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup",
+        "metadata": {"name": "llm"}, "spec": {"minMember": 2, "queue": "llm"},
+    });
+    kubectl.create(&group.to_string())?.success()?;
+    let known = || {
+        let answer = kubectl.apply(&external.to_string()).ok()?;
+        answer.accepted().then_some(())
+    };
+    eventually("the PodGroup is known", SOON, known)?;
     denied_by(
         &kubectl.annotate("statefulset/bad", "kai.scheduler/skip-podgrouper-")?,
         "gang-scheduling",

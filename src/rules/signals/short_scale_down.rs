@@ -133,7 +133,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
             target.named
         );
         out.report(
-            Finding::new(path.clone(), message)
+            Finding::new(path, message)
                 .value(seconds)
                 .instead(format!("{key}: {least}\n"))
                 .fingerprint(key.to_owned())
