@@ -288,7 +288,7 @@ impl<'a> NodePool<'a> {
     }
 
     /// The fields that arrive together where nobody wrote about disruption (CRD defaults of
-    /// Karpenter v1.0.2 to v1.14.1, and of v0.32 to v0.37 for v1beta1).
+    /// Karpenter v1.0.2 to v1.14.1, and of v0.32 to v1.0.9 for v1beta1).
     pub fn with_default_block<R>(&self, then: impl FnOnce(&DefaultBlock<'_>) -> R) -> R {
         let budgets = json!([{"nodes": "10%"}]);
         match self.version {
