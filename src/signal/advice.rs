@@ -1,6 +1,6 @@
 //! What to scale on instead, for the autoscaler at hand.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     Name,
@@ -10,7 +10,13 @@ use crate::{
     catalog::metrics::{Meaning, MetricCatalog},
     facts::Facts,
     subject::{
-        ROLE_LABEL, Subject, at, group_of, hpa::SourceType, metadata_text, scaled_object::Trigger,
+        ROLE_LABEL, Subject, at,
+        autoscaling_policy::{Fetch, PolicyMetric},
+        group_of,
+        hpa::SourceType,
+        metadata_text,
+        pod_autoscaler::PodMetric,
+        scaled_object::Trigger,
     },
 };
 
@@ -121,10 +127,23 @@ impl<'a> Advice<'a> {
         }
     }
 
+    /// What a source is for: kthena gives each role of its target metrics of its own.
+    fn role_of(&self, source: &Source) -> Role {
+        let own = match &source.shape {
+            Shape::PolicyMetric(metric) => metric.role.as_deref(),
+            _ => None,
+        };
+        match own {
+            Some("prefill") => Role::Prefill,
+            Some("decode") => Role::Decode,
+            _ => self.role,
+        }
+    }
+
     /// Which signals are right, in a sentence.
-    pub(super) fn remedy(&self) -> String {
+    pub(super) fn remedy(&self, source: &Source) -> String {
         let (queue, cache) = (self.queue, self.cache);
-        match self.role {
+        match self.role_of(source) {
             _ if queue == cache => format!("Scale on its queue: {queue}"),
             Role::Prefill => format!("Scale prefill on its queue: {queue}"),
             Role::Decode => format!("Scale decode on KV-cache use: {cache}"),
@@ -137,7 +156,7 @@ impl<'a> Advice<'a> {
 
     /// What to write in the place of a source.
     pub(super) fn instead(&self, source: &Source) -> String {
-        let wanted = match self.role {
+        let wanted = match self.role_of(source) {
             Role::Prefill => vec![self.queue],
             Role::Decode => vec![self.cache],
             Role::Both => vec![self.queue, self.cache],
@@ -159,7 +178,59 @@ impl<'a> Advice<'a> {
             }
             Shape::Metric(kind) => hpa_block(*kind, &source.value, metric, share),
             Shape::Trigger(trigger) => self.trigger_block(trigger, metric, share),
+            Shape::PodMetric(old) => pod_block(old, metric, share),
+            Shape::PolicyMetric(old) => self.policy_block(old, metric, share),
         }
+    }
+
+    /// A query for a metric of the autoscaler's own namespace.
+    fn promql(&self, metric: &str, share: bool) -> String {
+        let aggregate = if share { "avg" } else { "sum" };
+        match &self.subject.namespace {
+            Some(namespace) => format!("{aggregate}({metric}{{namespace=\"{namespace}\"}})"),
+            None => format!("{aggregate}({metric})"),
+        }
+    }
+
+    /// A metric of kthena, and the source that tells what it reads.
+    fn policy_block(&self, old: &PolicyMetric, metric: &str, share: bool) -> String {
+        let threshold = threshold(share);
+        // Other members of the source tell where it is read.
+        let kept = |members: &Map<String, Value>, but: &str| -> String {
+            members
+                .iter()
+                .filter(|(key, _)| *key != but)
+                .filter_map(|(key, value)| match value {
+                    Value::String(text) => Some((key, scalar(text))),
+                    Value::Number(number) => Some((key, number.to_string())),
+                    _ => None,
+                })
+                .fold(String::new(), |text, (key, value)| {
+                    text + &format!("      {key}: {value}\n")
+                })
+        };
+        let key = if share { "kv_cache_usage" } else { "waiting" };
+        let source = match &old.how {
+            Fetch::Listed(member) => {
+                return format!(
+                    "- {member}: {}\n  targetValue: \"{threshold}\"\n",
+                    scalar(metric)
+                );
+            }
+            Fetch::Pod(members) => format!(
+                "    pod:\n{}      name: {}\n",
+                kept(members, "name"),
+                scalar(metric)
+            ),
+            Fetch::Prometheus(members) => format!(
+                "    prometheus:\n{}      query: {}\n",
+                kept(members, "query"),
+                scalar(&self.promql(metric, share))
+            ),
+        };
+        format!(
+            "metrics:\n- name: {key}\n  targetValue: \"{threshold}\"\nmetricSources:\n  {key}:\n{source}"
+        )
     }
 
     fn trigger_block(&self, trigger: &Trigger, metric: &str, share: bool) -> String {
@@ -186,15 +257,11 @@ impl<'a> Advice<'a> {
         if !prometheus || trigger.get("serverAddress").is_none() {
             lines.push(format!("    serverAddress: {PROMETHEUS}"));
         }
-        let selector = match &self.subject.namespace {
-            Some(namespace) => format!("{metric}{{namespace=\"{namespace}\"}}"),
-            None => metric.to_owned(),
-        };
-        let (aggregate, threshold) = if share { ("avg", "0.8") } else { ("sum", "5") };
         lines.push(format!(
             "    query: {}",
-            scalar(&format!("{aggregate}({selector})"))
+            scalar(&self.promql(metric, share))
         ));
+        let threshold = threshold(share);
         lines.push(format!("    threshold: \"{threshold}\""));
         let reference = trigger.authentication.as_ref().filter(|_| prometheus);
         if let Some(members) = reference
@@ -265,6 +332,45 @@ fn is_vllm_before_0_9(image: &str) -> bool {
     image.contains("vllm") && minor.is_some_and(|minor| minor < 9)
 }
 
+/// The target of a metric: a share of the KV cache, or requests that wait.
+const fn threshold(share: bool) -> &'static str {
+    if share { "0.8" } else { "5" }
+}
+
+/// A metric source of AIBrix. What it reads from the engine itself it knows under names of its own
+/// (vllm-project/aibrix pkg/metrics/metrics.go); what it has none for comes through the custom
+/// metrics API.
+fn pod_block(old: &PodMetric, metric: &str, share: bool) -> String {
+    let text = |key: &str| old.entry.get(key).and_then(Value::as_str);
+    let own = match metric {
+        "vllm:num_requests_waiting" | "sglang:num_queue_reqs" => Some("num_requests_waiting"),
+        VLLM_CACHE => Some("kv_cache_usage_perc"),
+        VLLM_CACHE_BEFORE | "sglang:token_usage" => Some("gpu_cache_usage_perc"),
+        _ => None,
+    };
+    let threshold = threshold(share);
+    match own {
+        Some(name) => {
+            let scraped = old.is_scraped();
+            let kept = |key: &str, otherwise: &str| {
+                let written = text(key).filter(|_| scraped);
+                scalar(written.unwrap_or(otherwise))
+            };
+            format!(
+                "- metricSourceType: pod\n  protocolType: {}\n  port: {}\n  path: {}\n  \
+                 targetMetric: {name}\n  targetValue: \"{threshold}\"\n",
+                kept("protocolType", "http"),
+                kept("port", "8000"),
+                kept("path", "/metrics"),
+            )
+        }
+        None => format!(
+            "- metricSourceType: custom\n  targetMetric: {}\n  targetValue: \"{threshold}\"\n",
+            scalar(metric)
+        ),
+    }
+}
+
 /// A metric of autoscaling/v2, spelled for the adapter that served the old one.
 fn hpa_block(kind: SourceType, old: &str, metric: &str, share: bool) -> String {
     let adapter = old.contains('|');
@@ -323,7 +429,7 @@ mod tests {
         let subject = Subject::from_manifest(Arc::new(subject.clone())).unwrap();
         let sources = sources(catalog, &subject);
         let advice = Advice::new(catalog, &facts, &subject, &sources);
-        (advice.instead(&sources[0]), advice.remedy())
+        (advice.instead(&sources[0]), advice.remedy(&sources[0]))
     }
 
     fn hpa(metrics: &[&str], labels: &Value) -> Value {
