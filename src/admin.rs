@@ -17,7 +17,7 @@ use axum::{
     routing::get,
 };
 
-use crate::metrics::Metrics;
+use crate::{cluster::watch::Watches, metrics::Metrics};
 
 /// What the server knows of its own state.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub struct Health {
     /// In seconds of the epoch.
     certificate_end: AtomicU64,
     registration: Mutex<Option<Result<(), String>>>,
+    /// How the watches of the cluster fare. Never a reason not to be ready.
+    pub watches: Arc<Watches>,
 }
 
 impl Health {
@@ -94,6 +96,8 @@ impl Health {
             Some(Ok(())) => writeln!(text, "webhook configurations: ok"),
             Some(Err(error)) => writeln!(text, "webhook configurations: failing: {error}"),
         };
+        drop(registration);
+        self.watches.describe(&mut text);
         text
     }
 }

@@ -19,7 +19,7 @@ pub struct Catalog {
     /// What instance types hold.
     pub instances: Arc<InstanceCatalog>,
     /// With what the site adds; none where it adds nothing.
-    pub(crate) site_engines: Option<Engines>,
+    pub(crate) site_engines: Option<Arc<Engines>>,
     /// With what the site adds; none where it adds nothing.
     pub(crate) site_metrics: Option<MetricCatalog>,
 }
@@ -38,8 +38,13 @@ impl Catalog {
     /// Model servers and accelerators.
     pub fn engines(&self) -> &Engines {
         self.site_engines
-            .as_ref()
+            .as_deref()
             .unwrap_or_else(|| Engines::builtin())
+    }
+
+    /// Model servers and accelerators with what the site adds; none where it adds nothing.
+    pub fn site_engines(&self) -> Option<Arc<Engines>> {
+        self.site_engines.clone()
     }
 
     /// What metric names mean.

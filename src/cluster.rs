@@ -13,6 +13,8 @@ use kube::{
 
 use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 
+pub mod watch;
+
 /// Why the API server was not reached, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {

@@ -1,11 +1,23 @@
 //! What else is known when an object is reviewed: an immutable snapshot, gathered at the edges.
 //! Whatever is not in it is unknown, and a rule never denies on an unknown.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use serde_json::Value;
 
-use crate::subject::{at, group_of};
+use crate::{
+    catalog::engines::Engines,
+    subject::{at, group_of, metadata_text, scale_target::ScaleTarget},
+};
+
+mod cluster;
+mod digest;
+
+pub use cluster::{Cluster, Fact, Listed, PodGroup, Watched};
+pub use digest::{Digest, Gang, Roles, Served, labelled_roles};
 
 /// What is known of one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +40,26 @@ impl<T> Known<T> {
     }
 }
 
+/// The API group of KAI's queues and pod groups.
+pub const KAI_GROUP: &str = "scheduling.run.ai";
+
 /// Identifies an object: API group, kind, namespace (empty where cluster-scoped), name.
 type Key = (String, String, String, String);
+
+/// A document of the world, and what it comes down to as a workload once somebody asks.
+#[derive(Clone, Debug)]
+struct Document {
+    value: Arc<Value>,
+    digest: OnceLock<Option<Box<Digest>>>,
+}
 
 /// A snapshot of what else is known.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    objects: BTreeMap<Key, Arc<Value>>,
+    documents: BTreeMap<Key, Document>,
+    /// What tells a model server in the documents; the built-in rows without it.
+    engines: Option<Arc<Engines>>,
+    cluster: Cluster,
 }
 
 impl Facts {
@@ -46,7 +71,7 @@ impl Facts {
     /// What the documents of one `check` run say: they are one world. What is not among them is
     /// unknown rather than absent, for a folder is seldom the whole cluster.
     pub fn from_documents<'v>(documents: impl IntoIterator<Item = &'v Arc<Value>>) -> Self {
-        let mut objects = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for value in documents {
             let text = |keys: &[&str]| at(value, keys).and_then(Value::as_str).unwrap_or_default();
             let key = (
@@ -55,13 +80,58 @@ impl Facts {
                 text(&["metadata", "namespace"]).to_owned(),
                 text(&["metadata", "name"]).to_owned(),
             );
-            objects.insert(key, Arc::clone(value));
+            let document = Document {
+                value: Arc::clone(value),
+                digest: OnceLock::new(),
+            };
+            all.insert(key, document);
         }
-        Self { objects }
+        Self {
+            documents: all,
+            ..Self::default()
+        }
     }
 
-    /// What is known of an object. A namespace that the documents leave open matches any that the
-    /// asker leaves open.
+    /// Tells model servers in the documents by these rows.
+    #[must_use]
+    pub fn with_engines(mut self, engines: Arc<Engines>) -> Self {
+        self.engines = Some(engines);
+        self
+    }
+
+    /// What the watches of a cluster know.
+    pub const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The same facts after the cluster has changed.
+    #[must_use]
+    pub fn with_cluster(&self, change: impl FnOnce(&mut Cluster)) -> Self {
+        let mut changed = self.clone();
+        change(&mut changed.cluster);
+        changed
+    }
+
+    fn document(
+        &self,
+        group: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Option<&Document> {
+        if self.documents.is_empty() {
+            return None;
+        }
+        self.documents.get(&(
+            group.to_owned(),
+            kind.to_owned(),
+            namespace.unwrap_or_default().to_owned(),
+            name.to_owned(),
+        ))
+    }
+
+    /// A document of that name. A namespace that the documents leave open matches any that the asker
+    /// leaves open.
     pub fn object(
         &self,
         group: &str,
@@ -69,42 +139,118 @@ impl Facts {
         namespace: Option<&str>,
         name: &str,
     ) -> Known<&Value> {
-        let key = (
-            group.to_owned(),
-            kind.to_owned(),
-            namespace.unwrap_or_default().to_owned(),
-            name.to_owned(),
-        );
-        self.objects
-            .get(&key)
-            .map_or(Known::Unknown, |value| Known::Present(value.as_ref()))
+        self.document(group, kind, namespace, name)
+            .map_or(Known::Unknown, |document| {
+                Known::Present(document.value.as_ref())
+            })
     }
 
-    /// The known objects of a kind, in any namespace.
-    pub fn objects_of<'f>(
+    /// What is known of a workload that an autoscaler in this namespace names.
+    pub fn target(&self, target: &ScaleTarget<'_>, namespace: Option<&str>) -> Known<&Digest> {
+        self.workload(target.group, target.kind, namespace, target.name)
+    }
+
+    /// What is known of a workload.
+    pub fn workload(
+        &self,
+        group: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Known<&Digest> {
+        if let Some(document) = self.document(group, kind, namespace, name) {
+            return match self.digest(document, group, kind, namespace) {
+                Some(digest) => Known::Present(digest),
+                None => Known::Unknown,
+            };
+        }
+        match self.watched(group, kind, namespace, name) {
+            Known::Present(Fact::Workload(digest)) => Known::Present(digest),
+            Known::Absent => Known::Absent,
+            Known::Present(_) | Known::Unknown => Known::Unknown,
+        }
+    }
+
+    /// What is kept of a document; made when it is first asked for.
+    fn digest<'f>(
         &'f self,
-        group: &'f str,
-        kind: &'f str,
-    ) -> impl Iterator<Item = &'f Value> {
-        self.objects
-            .iter()
-            .filter(move |(key, _)| key.0 == group && key.1 == kind)
-            .map(|(_, value)| value.as_ref())
+        document: &'f Document,
+        group: &str,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> Option<&'f Digest> {
+        // A Rollout may leave its pods to a Deployment (argoproj/argo-rollouts, spec.workloadRef).
+        if let ("argoproj.io", Some(reference)) =
+            (group, at(&document.value, &["spec", "workloadRef"]))
+            && let Some(target) = ScaleTarget::read(reference)
+            && target.group != group
+        {
+            return self.target(&target, namespace).present();
+        }
+        let made = document.digest.get_or_init(|| {
+            let engines = self.engines.as_deref().unwrap_or(Engines::builtin());
+            Digest::of(group, kind, &document.value, self, engines).map(Box::new)
+        });
+        made.as_deref()
     }
 
-    /// The labels of a namespace.
-    pub fn namespace_labels(&self, namespace: &str) -> Known<BTreeMap<String, String>> {
-        match self.object("", "Namespace", None, namespace) {
-            Known::Present(value) => Known::Present(
-                at(value, &["metadata", "labels"])
-                    .and_then(Value::as_object)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-                    .collect(),
-            ),
+    fn watched(
+        &self,
+        group: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Known<&Fact> {
+        match Watched::of(group, kind) {
+            Some(watched) => self
+                .cluster
+                .get(watched, namespace.unwrap_or_default(), name),
+            None => Known::Unknown,
+        }
+    }
+
+    /// Whether an object is there.
+    fn exists(&self, group: &str, kind: &str, namespace: Option<&str>, name: &str) -> Known<()> {
+        if self.document(group, kind, namespace, name).is_some() {
+            return Known::Present(());
+        }
+        match self.watched(group, kind, namespace, name) {
+            Known::Present(_) => Known::Present(()),
             Known::Absent => Known::Absent,
             Known::Unknown => Known::Unknown,
+        }
+    }
+
+    /// Whether KAI has a queue of that name.
+    pub fn queue(&self, name: &str) -> Known<()> {
+        self.exists(KAI_GROUP, "Queue", None, name)
+    }
+
+    /// Whether KEDA has a ScaledObject of that name.
+    pub fn scaled_object(&self, namespace: Option<&str>, name: &str) -> Known<()> {
+        self.exists("keda.sh", "ScaledObject", namespace, name)
+    }
+
+    /// What is known of a group of pods; `group` is the API group that its kind stands in.
+    pub fn pod_group(&self, group: &str, namespace: Option<&str>, name: &str) -> Known<PodGroup> {
+        if let Some(document) = self.document(group, "PodGroup", namespace, name) {
+            return Known::Present(PodGroup::of(&document.value));
+        }
+        match self.watched(group, "PodGroup", namespace, name) {
+            Known::Present(Fact::PodGroup(group)) => Known::Present(*group),
+            Known::Absent => Known::Absent,
+            Known::Present(_) | Known::Unknown => Known::Unknown,
+        }
+    }
+
+    /// A label of a namespace, where both are known.
+    pub fn namespace_label(&self, namespace: &str, key: &str) -> Option<&str> {
+        if let Known::Present(value) = self.object("", "Namespace", None, namespace) {
+            return metadata_text(value, "labels", key);
+        }
+        match self.watched("", "Namespace", None, namespace) {
+            Known::Present(Fact::Labels(labels)) => labels.get(key).map(String::as_str),
+            _ => None,
         }
     }
 }
@@ -129,6 +275,59 @@ mod tests {
             facts.object("scheduling.run.ai", "Queue", None, "team-b"),
             Known::Unknown
         );
-        assert_eq!(facts.objects_of("scheduling.run.ai", "Queue").count(), 1);
+        assert_eq!(facts.queue("team-a"), Known::Present(()));
+        assert_eq!(facts.queue("team-b"), Known::Unknown);
+    }
+
+    #[test]
+    fn a_watch_makes_the_rest_absent_and_documents_come_first() {
+        let engines = Engines::builtin();
+        let queue = Arc::new(json!({
+            "apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": {"name": "team-a"}
+        }));
+        let mut listed = Listed::default();
+        listed.add(
+            "a",
+            "chat",
+            Watched::Deployment.fact(&json!({}), engines).unwrap(),
+        );
+        let facts = Facts::from_documents([&queue]).with_cluster(|cluster| {
+            cluster.replace(Watched::Queue, &Listed::default());
+            cluster.replace(Watched::Deployment, &listed);
+        });
+        assert_eq!(facts.queue("team-a"), Known::Present(()));
+        assert_eq!(facts.queue("team-b"), Known::Absent);
+        let workload = |kind: &str, name: &str| facts.workload("apps", kind, Some("a"), name);
+        assert_eq!(
+            workload("Deployment", "chat"),
+            Known::Present(&Digest::default())
+        );
+        assert_eq!(workload("Deployment", "other"), Known::Absent);
+        assert_eq!(
+            workload("StatefulSet", "chat"),
+            Known::Unknown,
+            "not watched"
+        );
+        assert_eq!(workload("Rollout", "chat"), Known::Unknown, "never watched");
+        assert_eq!(facts.scaled_object(Some("a"), "chat"), Known::Unknown);
+    }
+
+    #[test]
+    fn a_rollout_may_leave_its_pods_to_a_deployment() {
+        let deployment = Arc::new(json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "chat"},
+            "spec": {"template": {"spec": {"containers": [{
+                "image": "vllm/vllm-openai", "resources": {"limits": {"nvidia.com/gpu": 1}}
+            }]}}}
+        }));
+        let rollout = Arc::new(json!({
+            "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"name": "roll"},
+            "spec": {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"}}
+        }));
+        let facts = Facts::from_documents([&deployment, &rollout]);
+        let digest = facts
+            .workload("argoproj.io", "Rollout", None, "roll")
+            .present();
+        assert!(digest.is_some_and(|digest| digest.served.is_some()));
     }
 }

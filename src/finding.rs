@@ -188,6 +188,8 @@ pub struct Finding {
     pub message: String,
     /// The YAML to write instead; empty where there is none to name.
     pub instead: String,
+    /// What to write instead mends every finding of the object that says the same.
+    pub mends_all: bool,
     /// How sure it is.
     pub confidence: Confidence,
     /// Identity across versions of the object, made from what matters and never from a position
@@ -211,6 +213,7 @@ impl Finding {
             value: None,
             message: message.into(),
             instead: String::new(),
+            mends_all: false,
             confidence: Confidence::Certain,
             fingerprint: String::new(),
             severity: 0,
@@ -245,6 +248,20 @@ impl Finding {
     pub fn fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
         self.fingerprint = fingerprint.into();
         self
+    }
+
+    /// With YAML to write instead that mends other findings of the same object, too.
+    #[must_use]
+    pub fn mends_all(mut self) -> Self {
+        self.mends_all = true;
+        self
+    }
+
+    /// Whether what is to be written instead is the same for the next finding and mends both, so
+    /// that it need not be said twice.
+    pub fn is_mended_with(&self, next: &Self) -> bool {
+        self.mends_all
+            && (self.rule, self.level, &self.instead) == (next.rule, next.level, &next.instead)
     }
 
     /// With how bad it is among findings of the same fingerprint.

@@ -54,6 +54,11 @@ struct PolicyLabels {
     mode: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WatchLabels {
+    resource: String,
+}
+
 /// A review that was made.
 #[derive(Debug)]
 pub struct Seen<'a> {
@@ -77,6 +82,9 @@ pub struct Metrics {
     policy: Family<PolicyLabels, Gauge>,
     certificate_end: Gauge<f64, AtomicU64>,
     registered: Gauge,
+    watch_synced: Family<WatchLabels, Gauge>,
+    watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
+    watch_objects: Family<WatchLabels, Gauge>,
 }
 
 impl Metrics {
@@ -126,6 +134,24 @@ impl Metrics {
             "1 where the webhook configurations were last written as they should be",
             registered.clone(),
         );
+        let watch_synced = Family::<WatchLabels, Gauge>::default();
+        let watch_failing = Family::<WatchLabels, Gauge<f64, AtomicU64>>::default();
+        let watch_objects = Family::<WatchLabels, Gauge>::default();
+        registry.register(
+            "watch_synced",
+            "1 where the objects of a resource are known and current",
+            watch_synced.clone(),
+        );
+        registry.register(
+            "watch_failing_seconds",
+            "How long the watch of a resource has been failing; 0 where it works",
+            watch_failing.clone(),
+        );
+        registry.register(
+            "watch_objects",
+            "Objects of a resource of which a digest is kept",
+            watch_objects.clone(),
+        );
         Self {
             registry,
             reviews,
@@ -136,6 +162,9 @@ impl Metrics {
             policy,
             certificate_end,
             registered,
+            watch_synced,
+            watch_failing,
+            watch_objects,
         }
     }
 
@@ -229,6 +258,22 @@ impl Metrics {
     /// The webhook configurations were written, or could not be.
     pub fn registered(&self, written: bool) {
         self.registered.set(i64::from(written));
+    }
+
+    /// How the watch of a resource (`<plural>.<group>`) fares, and how many objects it keeps.
+    pub fn watched(&self, resource: &str, synced: bool, failing: Duration, objects: usize) {
+        let labels = WatchLabels {
+            resource: resource.to_owned(),
+        };
+        self.watch_synced
+            .get_or_create(&labels)
+            .set(i64::from(synced));
+        self.watch_failing
+            .get_or_create(&labels)
+            .set(failing.as_secs_f64());
+        self.watch_objects
+            .get_or_create(&labels)
+            .set(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 
     /// In the OpenMetrics text format.

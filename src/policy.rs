@@ -18,7 +18,7 @@ use crate::{
         instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
-    facts::{Facts, Known},
+    facts::Facts,
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
@@ -82,7 +82,8 @@ pub struct PolicyFile {
     pub production: NamespacesFile,
     /// The scheduler that places groups of pods all or nothing.
     pub gang_scheduler: GangScheduler,
-    /// Workloads that keep spare capacity warm, as `<namespace>/<kind>/<name>`.
+    /// Workloads that keep spare capacity warm for their namespace, as `<namespace>/<kind>/<name>`;
+    /// the namespace may be a pattern.
     pub warm_pools: Vec<String>,
     /// Bounds of what exemptions may do.
     pub exemptions: ExemptionsFile,
@@ -405,6 +406,7 @@ pub struct Policy {
     overrides: Vec<Override>,
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
+    warm_pools: Vec<WarmPool>,
     catalog: Catalog,
     without_effect: Vec<&'static str>,
     hash: String,
@@ -435,6 +437,31 @@ struct Override {
 struct Namespaces {
     patterns: Vec<Pattern>,
     labels: BTreeMap<String, String>,
+}
+
+/// A workload that keeps spare capacity warm.
+#[derive(Clone, Debug)]
+struct WarmPool {
+    namespace: Pattern,
+    kind: String,
+    name: String,
+}
+
+impl WarmPool {
+    fn read(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let [namespace, kind, name] = parts.as_slice() else {
+            return Err(format!("\"{text}\" is not <namespace>/<kind>/<name>"));
+        };
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(format!("\"{text}\" is not <namespace>/<kind>/<name>"));
+        }
+        Ok(Self {
+            namespace: Pattern::new(namespace)?,
+            kind: (*kind).to_owned(),
+            name: (*name).to_owned(),
+        })
+    }
 }
 
 /// A name, or a pattern with `*` and `?`.
@@ -502,13 +529,9 @@ impl Namespaces {
         if self.labels.is_empty() {
             return false;
         }
-        match facts.namespace_labels(namespace) {
-            Known::Present(labels) => self
-                .labels
-                .iter()
-                .all(|(key, value)| labels.get(key) == Some(value)),
-            Known::Absent | Known::Unknown => false,
-        }
+        self.labels
+            .iter()
+            .all(|(key, value)| facts.namespace_label(namespace, key) == Some(value))
     }
 }
 
@@ -622,6 +645,15 @@ impl Policy {
                 ));
             }
         }
+        let warm_pools = file
+            .warm_pools
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                WarmPool::read(text)
+                    .map_err(|message| wrong(FieldPath::of(&["warmPools"]).index(index), message))
+            })
+            .collect::<Result<_, _>>()?;
         let mut catalog = Catalog {
             instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
             ..Catalog::default()
@@ -633,7 +665,7 @@ impl Policy {
                     .validate()
                     .map_err(|(member, message)| wrong(path.key(member), message))?;
             }
-            catalog.site_engines = Some(Engines::with(&file.catalog.engines));
+            catalog.site_engines = Some(Arc::new(Engines::with(&file.catalog.engines)));
         }
         if !file.catalog.metrics.is_empty() {
             let metrics =
@@ -664,6 +696,7 @@ impl Policy {
             overrides,
             production,
             queues,
+            warm_pools,
             catalog,
             without_effect,
             hash: fingerprint(document),
@@ -721,6 +754,14 @@ impl Policy {
                 })
     }
 
+    /// Kind and name of the workloads that keep capacity warm for a namespace.
+    pub fn warm_pools(&self, namespace: &str) -> impl Iterator<Item = (&str, &str)> {
+        self.warm_pools
+            .iter()
+            .filter(move |pool| pool.namespace.matches(namespace))
+            .map(|pool| (pool.kind.as_str(), pool.name.as_str()))
+    }
+
     /// Whether a namespace serves production traffic.
     pub fn is_production(&self, namespace: &str, facts: &Facts) -> bool {
         self.production.contain(namespace, facts)
@@ -764,6 +805,7 @@ impl Default for Policy {
             settings: BTreeMap::new(),
             overrides: Vec::new(),
             production: Namespaces::default(),
+            warm_pools: Vec::new(),
             queues: Vec::new(),
             catalog: Catalog::default(),
             without_effect: Vec::new(),

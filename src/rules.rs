@@ -13,6 +13,7 @@ use crate::{
     facts::Facts,
     finding::{FieldPath, Finding, Level},
     policy::Policy,
+    signal::{self, Source},
     subject::{Subject, workload::Serving},
 };
 
@@ -27,6 +28,10 @@ pub static RULES: &[&Rule] = &[
     &signals::gpu_utilization_signal::GPU_UTILIZATION_SIGNAL,
     &signals::gpu_memory_signal::GPU_MEMORY_SIGNAL,
     &signals::opaque_signal::OPAQUE_SIGNAL,
+    &signals::host_resource_signal::HOST_RESOURCE_SIGNAL,
+    &signals::scale_to_zero::SCALE_TO_ZERO,
+    &signals::short_scale_down::SHORT_SCALE_DOWN,
+    &signals::shared_role_scaler::SHARED_ROLE_SCALER,
     &node_pools::gpu_pool_consolidation::GPU_POOL_CONSOLIDATION,
     &node_pools::gpu_pool_consolidate_after::GPU_POOL_CONSOLIDATE_AFTER,
     &node_pools::gpu_pool_taint::GPU_POOL_TAINT,
@@ -217,6 +222,7 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 #[derive(Debug, Default)]
 pub struct Memo<'a> {
     serving: OnceCell<Option<Serving<'a>>>,
+    sources: OnceCell<Vec<Source>>,
 }
 
 impl<'a, P: ?Sized> Context<'a, P> {
@@ -226,6 +232,13 @@ impl<'a, P: ?Sized> Context<'a, P> {
             .serving
             .get_or_init(|| Serving::of(self.subject, self.facts, self.policy.catalog().engines()))
             .as_ref()
+    }
+
+    /// What the object scales on, if it is an autoscaler.
+    pub fn sources(&self) -> &'a [Source] {
+        self.memo
+            .sources
+            .get_or_init(|| signal::sources(self.policy.catalog().metrics(), self.subject))
     }
 }
 

@@ -9,6 +9,7 @@ mod promql;
 mod sources;
 mod vocabulary;
 
+pub(crate) use advice::{Advice, Role};
 pub use dialect::Dialect;
 pub use name::Name;
 pub(crate) use name::words;

@@ -13,6 +13,7 @@ pub mod pod_autoscaler;
 pub mod pod_template;
 pub mod quantity;
 pub mod requirement;
+pub mod scale_target;
 pub mod scaled_object;
 pub mod workload;
 
@@ -22,6 +23,10 @@ pub const MODEL_SERVER_LABEL: &str = "gangplank.dev/model-server";
 /// The label by which a workload or scaler says which phase of inference it serves: `prefill` or
 /// `decode`.
 pub const ROLE_LABEL: &str = "gangplank.dev/role";
+
+/// The annotation by which an autoscaler, or what it scales, names the workload that keeps capacity
+/// warm for it, as `Deployment/warm` or `inference/Deployment/warm`.
+pub const WARM_POOL_ANNOTATION: &str = "gangplank.dev/warm-pool";
 
 /// Where the question comes from. The answer is the same; what counts as evidence of somebody's
 /// writing differs.

@@ -159,50 +159,57 @@ async fn read(request: Request) -> Result<Vec<u8>, Refusal> {
         uid: String::new(),
         message,
     };
-    let media = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = media
-        .and_then(|media| media.split(';').next())
-        .unwrap_or_default()
-        .trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(refuse(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!(
-                "the body is {:?}; only application/json is read",
-                media.unwrap_or_default()
-            ),
-        ));
-    }
     let too_large = || {
         refuse(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("the body is larger than {BODY_LIMIT} bytes"),
         )
     };
-    let length = request.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let (parts, body) = request.into_parts();
+    let header = |name| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let media = header(header::CONTENT_TYPE).unwrap_or_default();
+    let length = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if length.is_some_and(|length| length > BODY_LIMIT) {
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), BODY_LIMIT).collect();
-    match tokio::time::timeout(BODY_DEADLINE, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
-        Ok(Err(error)) => Err(refuse(
-            StatusCode::BAD_REQUEST,
-            format!("the body broke off: {error}"),
-        )),
-        Err(_) => Err(refuse(
-            StatusCode::REQUEST_TIMEOUT,
-            format!(
-                "the body did not arrive within {} s",
-                BODY_DEADLINE.as_secs()
-            ),
-        )),
+    let body = Limited::new(body, BODY_LIMIT).collect();
+    let body = match tokio::time::timeout(BODY_DEADLINE, body).await {
+        Ok(Ok(body)) => body.to_bytes().to_vec(),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            return Err(too_large());
+        }
+        Ok(Err(error)) => {
+            return Err(refuse(
+                StatusCode::BAD_REQUEST,
+                format!("the body broke off: {error}"),
+            ));
+        }
+        Err(_) => {
+            return Err(refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                format!(
+                    "the body did not arrive within {} s",
+                    BODY_DEADLINE.as_secs()
+                ),
+            ));
+        }
+    };
+    let essence = media.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(Refusal {
+            uid: envelope::salvage_uid(&body),
+            ..refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("the body is {media:?}; only application/json is read"),
+            )
+        });
     }
+    Ok(body)
 }
 
 fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal) -> Response {

@@ -73,12 +73,15 @@ pub fn run(args: &Args) -> u8 {
     for path in &args.paths {
         reader.path(path);
     }
-    let facts = Facts::from_documents(
+    let mut facts = Facts::from_documents(
         reader
             .found
             .iter()
             .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
     );
+    if let Some(engines) = policy.catalog().site_engines() {
+        facts = facts.with_engines(engines);
+    }
     let now = Timestamp::now();
     let mut report = Report {
         passed_by: reader.passed_by,

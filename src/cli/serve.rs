@@ -50,6 +50,10 @@ const REGISTRATION_LIMIT: Duration = Duration::from_secs(15);
 /// How long requests in flight may take to finish after a signal.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long readiness waits for the watches of the cluster; what they have not told by then is
+/// unknown until they do.
+const CACHES_LIMIT: Duration = Duration::from_secs(30);
+
 /// A connection that has not said anything within this time is not from an API server.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
@@ -118,6 +122,17 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
     registration_period: GoDuration,
 
+    /// Watch what autoscalers scale, queues, pod groups and namespaces, so that rules know more than
+    /// the object at hand; with --register true, else false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Cluster"
+    )]
+    watch: Option<bool>,
     #[command(flatten)]
     cluster: ClusterArgs,
 
@@ -250,7 +265,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     let bundle = Arc::clone(&certificate.bundle);
 
     // Before anything is served: a client that cannot be made is a mistake in the arguments.
-    let client = if args.register {
+    let watches = args.watch.unwrap_or(args.register);
+    let client = if args.register || watches {
         Some(args.cluster.client().await?)
     } else {
         None
@@ -301,8 +317,16 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let mut renewal =
         tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));
+    let caches = match client.as_ref().filter(|_| watches) {
+        Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
+        None => Vec::new(),
+    };
+    let early = tokio::select! {
+        signal = signals.next() => Some(signal),
+        () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
+    };
     health.serving();
-    let mut upkeep = if let Some(client) = client {
+    let mut upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
         let health = Arc::clone(&health);
         let period = Duration::from(args.registration_period);
         tokio::spawn(register(
@@ -315,18 +339,24 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             stopped,
         ))
     } else {
-        tracing::info!("ready");
+        if early.is_none() {
+            tracing::info!("ready");
+        }
         tokio::spawn(until_stopped(stopped))
     };
 
     // None of these ends before it is told to: whichever does has failed, and staying up without it
     // would only look alive.
-    let signal = tokio::select! {
-        signal = signals.next() => signal,
-        ended = &mut admission => bail!("the admission port failed: {ended:?}"),
-        ended = &mut admin_task => bail!("the admin port failed: {ended:?}"),
-        ended = &mut renewal => bail!("the certificate's renewal failed: {ended:?}"),
-        ended = &mut upkeep => bail!("the registration failed: {ended:?}"),
+    let signal = if let Some(signal) = early {
+        signal
+    } else {
+        tokio::select! {
+            signal = signals.next() => signal,
+            ended = &mut admission => bail!("the admission port failed: {ended:?}"),
+            ended = &mut admin_task => bail!("the admin port failed: {ended:?}"),
+            ended = &mut renewal => bail!("the certificate's renewal failed: {ended:?}"),
+            ended = &mut upkeep => bail!("the registration failed: {ended:?}"),
+        }
     };
     health.stopping();
     let default = if args.service.is_some() {
@@ -349,6 +379,9 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     admission.await?.context("the admission port failed")?;
     upkeep.await.context("the registration failed")?;
     renewal.await.context("the certificate's renewal failed")?;
+    for cache in caches {
+        cache.await.context("a watch failed")?;
+    }
     admin_handle.graceful_shutdown(Some(Duration::from_secs(1)));
     admin_task.await?.context("the admin port failed")?;
     tracing::info!("stopped");

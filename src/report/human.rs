@@ -30,12 +30,18 @@ pub fn render(report: &Report, colours: bool) -> String {
                 let _ = writeln!(text, "{}\n", renderer.render(&groups));
             }
             Outcome::Reviewed(review) => {
-                for finding in review
+                let mut findings = review
                     .findings
                     .iter()
                     .filter(|finding| finding.level != Level::Audit)
-                {
-                    let _ = writeln!(text, "{}\n", renderer.render(&groups(entry, finding)));
+                    .peekable();
+                while let Some(finding) = findings.next() {
+                    // What mends several faults is shown once, below the last of them.
+                    let help = !findings
+                        .peek()
+                        .is_some_and(|next| finding.is_mended_with(next));
+                    let groups = groups(entry, finding, help);
+                    let _ = writeln!(text, "{}\n", renderer.render(&groups));
                 }
             }
         }
@@ -44,7 +50,7 @@ pub fn render(report: &Report, colours: bool) -> String {
     text
 }
 
-fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
+fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'a>> {
     let level = match finding.level {
         Level::Deny => Shown::ERROR.with_name("denied"),
         Level::Warn => Shown::WARNING,
@@ -83,13 +89,14 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding) -> Vec<Group<'a>> {
             .with_name(why)
             .message(harmless(&wrap(&finding.message))),
     );
-    if !finding.instead.is_empty() {
+    if help && !finding.instead.is_empty() {
         group = group.element(Shown::HELP.message(format!(
             "write instead:\n{}",
             harmless(finding.instead.trim_end())
         )));
     }
-    if finding.level != Level::Info
+    if help
+        && finding.level != Level::Info
         && let Some(rule) = rules::rule(finding.rule)
     {
         group = group.element(Shown::NOTE.message(format!("see {}", rule.help())));

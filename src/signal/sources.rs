@@ -283,9 +283,9 @@ pub(crate) fn report<P>(
     why: impl Fn(&Signal) -> &'static str,
 ) {
     let catalog = cx.policy.catalog().metrics();
-    let sources = sources(catalog, cx.subject);
-    let advice = advice::Advice::new(catalog, cx.facts, cx.subject, &sources);
-    for source in &sources {
+    let sources = cx.sources();
+    let advice = advice::Advice::new(catalog, cx.facts, cx.subject, sources);
+    for source in sources {
         for signal in source.signals.iter().filter(|signal| wanted(signal.class)) {
             // Counting series that cannot be told is counting all the same.
             if signal.class == Class::Opaque && signal.doubt.is_some_and(Doubt::spares) {
@@ -322,7 +322,7 @@ fn message(source: &Source, signal: &Signal, why: &str, advice: &advice::Advice<
             None => format!("what this scales on cannot be told from {name}: {why}"),
         };
     }
-    let remedy = advice.remedy(source);
+    let remedy = advice.remedy_at(source);
     match signal.doubt {
         None => format!("scales on {name}{whose}: {why}. {remedy}"),
         Some(Doubt::Unparsed) => {

@@ -11,6 +11,9 @@ use crate::{
 /// Where autoscaling/v1 keeps metrics other than CPU: a JSON list.
 pub const METRICS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/metrics";
 
+/// Where autoscaling/v1 asks for CPU.
+const CPU_PERCENTAGE: [&str; 2] = ["spec", "targetCPUUtilizationPercentage"];
+
 /// The label by which KEDA's HPAs ask KEDA's metrics server for one ScaledObject's metrics.
 const KEDA_SELECTOR: &str = "scaledobject.keda.sh/name";
 
@@ -78,6 +81,16 @@ pub fn metrics(subject: &Subject) -> Vec<MetricSource> {
             path: path.clone(),
             ..source
         }));
+        if !subject.at(&CPU_PERCENTAGE).is_none_or(Value::is_null) {
+            out.push(MetricSource {
+                source: SourceType::Resource,
+                name: "cpu".to_owned(),
+                path: FieldPath::of(&CPU_PERCENTAGE),
+                labels: Vec::new(),
+                described: None,
+                made_by_keda: false,
+            });
+        }
     }
     let owner = keda_owner(&subject.value);
     for source in &mut out {
@@ -86,8 +99,17 @@ pub fn metrics(subject: &Subject) -> Vec<MetricSource> {
     out
 }
 
+/// Whether an HPA says nothing of metrics: the API server then has it scale on 80 % of the CPU
+/// (k8s.io/kubernetes pkg/apis/autoscaling/v2/defaults.go).
+pub fn is_silent(subject: &Subject) -> bool {
+    subject
+        .at(&["spec", "metrics"])
+        .is_none_or(|metrics| metrics.as_array().is_none_or(Vec::is_empty))
+        && metrics(subject).is_empty()
+}
+
 /// The ScaledObject that controls this HPA, by its owner references.
-fn keda_owner(hpa: &Value) -> Option<&str> {
+pub fn keda_owner(hpa: &Value) -> Option<&str> {
     let owners = at(hpa, &["metadata", "ownerReferences"])?.as_array()?;
     owners.iter().find_map(|owner| {
         let text = |key: &str| owner.get(key).and_then(Value::as_str);
@@ -281,6 +303,32 @@ mod tests {
             hpa("v2", annotation(list), json!({})),
             [],
             "v2 does not read it"
+        );
+    }
+
+    #[test]
+    fn v1_asks_for_cpu_by_a_field_of_its_own_and_silence_asks_for_it_too() {
+        let path = "spec.targetCPUUtilizationPercentage".to_owned();
+        assert_eq!(
+            named(&hpa(
+                "v1",
+                json!({}),
+                json!({"targetCPUUtilizationPercentage": 70})
+            )),
+            [(SourceType::Resource, "cpu", path)]
+        );
+        let silent = |spec: Value| {
+            let value = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "spec": spec});
+            is_silent(&Subject::from_manifest(Arc::new(value)).unwrap())
+        };
+        assert!(silent(json!({})) && silent(json!({"metrics": []})) && silent(json!(null)));
+        assert!(!silent(
+            json!({"metrics": [{"type": "Resource", "resource": {"name": "cpu"}}]})
+        ));
+        assert!(
+            !silent(json!({"metrics": [{"type": "New"}]})),
+            "something is said"
         );
     }
 

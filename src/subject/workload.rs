@@ -47,6 +47,9 @@ pub struct PodSet<'a> {
     pub template: PodTemplate<'a>,
     /// How many of them each instance of the workload has.
     pub count: u64,
+    /// Whether that number is moved without the template being written, and judged, again: through
+    /// the scale subresource, or by Ray's autoscaler.
+    pub resizes: bool,
     /// `pod`, `leader`, `worker`, `head`.
     pub role: &'static str,
 }
@@ -91,12 +94,11 @@ impl<'a> Workload<'a> {
                     "replicas"
                 };
                 let count = number(value, &["spec", field]).unwrap_or(1);
-                vec![pod_set(
-                    value,
-                    FieldPath::of(&["spec", "template"]),
-                    count,
-                    "pod",
-                )?]
+                let path = FieldPath::of(&["spec", "template"]);
+                vec![PodSet {
+                    resizes: true,
+                    ..pod_set(value, path, count, "pod")?
+                }]
             }
         };
         Some(Self {
@@ -112,6 +114,17 @@ impl<'a> Workload<'a> {
         self.pods
             .iter()
             .fold(0, |sum, set| sum.saturating_add(set.count))
+    }
+
+    /// The pod sets that have pods or may come to have some; one of them where none has.
+    pub fn live_sets(&self) -> impl Iterator<Item = &PodSet<'a>> {
+        let lives = |set: &PodSet<'_>| set.count > 0 || set.resizes;
+        let any = self.pods.iter().any(lives);
+        self.pods
+            .iter()
+            .enumerate()
+            .filter(move |(index, set)| lives(set) || (!any && *index == 0))
+            .map(|(_, set)| set)
     }
 
     /// One of the owner's labels.
@@ -153,6 +166,7 @@ fn pod_set<'a>(
     Some(PodSet {
         template: PodTemplate::new(template, path),
         count,
+        resizes: false,
         role,
     })
 }
@@ -182,6 +196,10 @@ fn ray(value: &Value) -> Option<Vec<PodSet<'_>>> {
     ]
     .into_iter()
     .find(|keys| at(value, keys).is_some_and(|spec| spec.get("headGroupSpec").is_some()))?;
+    let autoscales = at(value, base)
+        .and_then(|spec| spec.get("enableInTreeAutoscaling"))
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
     let base = FieldPath::of(base);
     let head = pod_set(
         value,
@@ -202,7 +220,11 @@ fn ray(value: &Value) -> Option<Vec<PodSet<'_>>> {
                 .unwrap_or(1);
             let hosts = number(group, &["numOfHosts"]).unwrap_or(1).max(1);
             let path = groups.clone().index(index).key("template");
-            pod_set(value, path, replicas.saturating_mul(hosts), "worker")
+            let set = pod_set(value, path, replicas.saturating_mul(hosts), "worker")?;
+            Some(PodSet {
+                resizes: autoscales && number(group, &["maxReplicas"]) != Some(0),
+                ..set
+            })
         });
     Some(head.into_iter().chain(workers).collect())
 }
@@ -474,6 +496,42 @@ mod tests {
             })
         );
         assert_eq!(lws(2, &["-tp", "$(X)"], 8), Some(Spread::Group(2)));
+    }
+
+    #[test]
+    fn what_may_grow_counts_whatever_its_size_is() {
+        let live = |group: &str, kind: &str, object: &Value| {
+            let workload = Workload::of(group, kind, object).unwrap();
+            workload
+                .live_sets()
+                .map(|set| (set.role, set.count))
+                .collect::<Vec<_>>()
+        };
+        let template = pod(&[], "nvidia.com/gpu", 8);
+        let asleep = json!({"spec": {"replicas": 0, "template": template}});
+        assert_eq!(live("apps", "Deployment", &asleep), [("pod", 0)]);
+        let lws = |size: u64| {
+            json!({"spec": {"leaderWorkerTemplate": {
+                "size": size, "leaderTemplate": template, "workerTemplate": template
+            }}})
+        };
+        let of_lws = |size| live("leaderworkerset.x-k8s.io", "LeaderWorkerSet", &lws(size));
+        assert_eq!(of_lws(1), [("leader", 1)]);
+        assert_eq!(of_lws(2), [("leader", 1), ("worker", 1)]);
+        let ray = |autoscales: bool, head: Value| {
+            json!({"spec": {
+                "enableInTreeAutoscaling": autoscales,
+                "headGroupSpec": {"template": head},
+                "workerGroupSpecs": [
+                    {"replicas": 0, "minReplicas": 0, "maxReplicas": 4, "template": template},
+                    {"replicas": 0, "minReplicas": 0, "maxReplicas": 0, "template": template}
+                ]
+            }})
+        };
+        let of_ray = |autoscales, head| live("ray.io", "RayCluster", &ray(autoscales, head));
+        assert_eq!(of_ray(false, template.clone()), [("head", 1)]);
+        assert_eq!(of_ray(true, template.clone()), [("head", 1), ("worker", 0)]);
+        assert_eq!(of_ray(false, json!(null)), [("worker", 0)]);
     }
 
     #[test]

@@ -120,18 +120,16 @@ fn status(subject: &Subject, review: &Review) -> Value {
 /// What kubectl shows: for every denial the rule, the place, the value, why, and what to write.
 pub fn message(review: &Review) -> String {
     let mut text = String::new();
-    let all = denials(review).count();
-    for (position, finding) in denials(review).enumerate() {
+    let count = denials(review).count();
+    let mut all = denials(review).enumerate().peekable();
+    while let Some((position, finding)) = all.next() {
         if position == DENIALS_LIMIT {
             let _ = write!(
                 text,
-                "\n\nand {} more; gangplank check shows them all",
-                all - DENIALS_LIMIT
+                "and {} more; gangplank check shows them all",
+                count - DENIALS_LIMIT
             );
             break;
-        }
-        if position > 0 {
-            text.push_str("\n\n");
         }
         let _ = write!(text, "{}: {}", finding.rule, finding.path);
         if let Some(value) = &finding.value {
@@ -139,6 +137,13 @@ pub fn message(review: &Review) -> String {
         }
         let why = wrap(&finding.message).replace('\n', "\n       ");
         let _ = write!(text, "\n  why: {why}");
+        // What mends several faults is shown once, below the last of them.
+        if all.peek().is_some_and(|(position, next)| {
+            *position < DENIALS_LIMIT && finding.is_mended_with(next)
+        }) {
+            text.push('\n');
+            continue;
+        }
         if !finding.instead.is_empty() {
             text.push_str("\n  write instead:");
             let mut length = 0;
@@ -154,6 +159,9 @@ pub fn message(review: &Review) -> String {
         }
         if let Some(rule) = rules::rule(finding.rule) {
             let _ = write!(text, "\n  see: {}", rule.help());
+        }
+        if all.peek().is_some() {
+            text.push_str("\n\n");
         }
     }
     harmless(&text)
@@ -212,6 +220,7 @@ fn annotations(policy: &Policy, review: &Review) -> Value {
     json!({
         "verdict": review.verdict().as_str(),
         "rules": rules.join(","),
+        "exemptions": "",
         "policy": policy.hash(),
     })
 }

@@ -163,7 +163,7 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 /// The uid in what can be read of a body before it breaks off.
-fn salvage_uid(body: &[u8]) -> String {
+pub fn salvage_uid(body: &[u8]) -> String {
     let mut uid = String::new();
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     // An error is the expected end; what was read before it counts.

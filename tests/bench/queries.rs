@@ -3,10 +3,7 @@
 //!
 //! `cargo bench --bench queries`
 
-#![allow(
-    clippy::print_stdout,
-    reason = "a benchmark says what it measured"
-)]
+#![allow(clippy::print_stdout, reason = "a benchmark says what it measured")]
 
 use std::{
     hint::black_box,

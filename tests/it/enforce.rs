@@ -27,13 +27,24 @@ impl Guarded {
     fn start(args: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(&Assets::find()?)?;
         cluster.install_crds()?;
+        queue(&cluster, "llm")?;
         let gangplank = guard(&cluster, args)?;
         Ok(Self { cluster, gangplank })
     }
 }
 
+/// Makes a queue of KAI's: a workload that names one that is not there is denied.
+pub(crate) fn queue(cluster: &Cluster, name: &str) -> Result<()> {
+    let queue = json!({
+        "apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": {"name": name},
+        "spec": {"resources": {"gpu": {"quota": -1, "limit": -1, "overQuotaWeight": 1}}},
+    });
+    cluster.kubectl().create(&queue.to_string())?.success()?;
+    Ok(())
+}
+
 /// Starts and registers Gangplank, and waits until the API server asks it.
-fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
+pub(crate) fn guard(cluster: &Cluster, args: &[&str]) -> Result<Gangplank> {
     let gangplank = Gangplank::register(Path::new(BINARY), cluster, args)?;
     let asked = || {
         let dry = ["create", "--dry-run=server", "--filename=-"];
@@ -62,7 +73,7 @@ pub(crate) fn guarded() -> Result<&'static Guarded> {
         .map_err(|error| anyhow!("{error}"))
 }
 
-fn hpa(name: &str, metric: &str) -> Value {
+pub(crate) fn hpa(name: &str, metric: &str) -> Value {
     json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": name},
@@ -77,7 +88,7 @@ fn hpa(name: &str, metric: &str) -> Value {
     })
 }
 
-fn scaled_object(name: &str, query: &str) -> Value {
+pub(crate) fn scaled_object(name: &str, query: &str) -> Value {
     json!({
         "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
         "metadata": {"name": name},
@@ -115,7 +126,7 @@ fn evicting() -> Value {
 }
 
 /// A vLLM server: GPUs a pod, replicas, arguments beyond the model.
-fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
+pub(crate) fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
     let mut all = vec!["--model=meta-llama/Llama-3.1-70B-Instruct"];
     all.extend(args);
     json!({
@@ -138,7 +149,7 @@ fn deployment(name: &str, gpus: u32, replicas: u32, args: &[&str]) -> Value {
 }
 
 /// A gang of eight pods with one GPU each, with a queue.
-fn gang(name: &str) -> Value {
+pub(crate) fn gang(name: &str) -> Value {
     let args = [
         "--tensor-parallel-size=8",
         "--nnodes=8",
@@ -153,12 +164,12 @@ const MINIMUM: &str = "/metadata/annotations/kai.scheduler~1batch-min-member";
 const SCHEDULER: &str = "/spec/template/spec/schedulerName";
 const GRACE: &str = "/spec/template/spec/terminationGracePeriodSeconds";
 
-fn at<'v>(object: &'v Value, pointer: &str) -> &'v Value {
+pub(crate) fn at<'v>(object: &'v Value, pointer: &str) -> &'v Value {
     object.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// The object's identity for kubectl, `kind/name`.
-fn reference(object: &Value) -> String {
+pub(crate) fn reference(object: &Value) -> String {
     format!(
         "{}/{}",
         object["kind"].as_str().unwrap().to_lowercase(),
@@ -166,17 +177,17 @@ fn reference(object: &Value) -> String {
     )
 }
 
-fn denied_by(answer: &Answer, rule: &str) {
+pub(crate) fn denied_by(answer: &Answer, rule: &str) {
     assert!(!answer.accepted(), "{}", answer.stdout);
     let says = format!("admission webhook \"enforce.gangplank.dev\" denied the request: {rule}: ");
     assert!(answer.stderr.contains(&says), "{}", answer.stderr);
     assert!(answer.stderr.contains("(Forbidden)"), "{}", answer.stderr);
 }
 
-type Create = fn(&Kubectl, &str) -> Result<Answer>;
+pub(crate) type Create = fn(&Kubectl, &str) -> Result<Answer>;
 
 /// The ways in which people create objects.
-const CLIENTS: [(&str, Create); 4] = [
+pub(crate) const CLIENTS: [(&str, Create); 4] = [
     ("create", Kubectl::create),
     ("apply", Kubectl::apply),
     ("apply --server-side", Kubectl::apply_server_side),
@@ -612,6 +623,17 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
         &kubectl.patch("hpa/before", &json!({"spec": {"metrics": memory}}))?,
         "gpu-memory-signal",
     );
+    // A scaler that takes it to nothing locks nobody out.
+    kubectl
+        .run(&["scale", "deployment/before", "--replicas=0"], None)?
+        .success()?;
+    let answer = kubectl.patch("deployment/before", &json!({"spec": {"replicas": 1}}))?;
+    assert!(
+        answer.stderr.contains("as before this change"),
+        "{}",
+        answer.stderr
+    );
+    answer.success()?;
     // A template is not touched on UPDATE.
     let held = kubectl.get("deployment/before")?;
     assert_eq!(

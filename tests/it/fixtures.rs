@@ -45,7 +45,7 @@ pub(crate) fn fixtures(rule: &str) -> Vec<(String, String)> {
 }
 
 /// The policy for a fixture: `policy-<rest of its name>` beside it, else `policy.yaml`, else the default.
-fn policy(rule: &str, name: &str) -> Policy {
+pub(crate) fn policy(rule: &str, name: &str) -> Policy {
     let own = format!("policy-{name}");
     let path = [own.as_str(), "policy.yaml"].map(|name| folder(rule).join(name));
     match path.iter().find(|path| path.is_file()) {

@@ -19,5 +19,8 @@ mod docs;
 mod enforce;
 mod fixtures;
 mod node_pools;
+mod ratchet;
 mod registration;
 mod serve;
+mod targets;
+mod workloads;

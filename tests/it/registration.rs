@@ -143,10 +143,16 @@ fn under_dry_run_nothing_can_block_and_nothing_is_filled() {
 
 #[test]
 fn a_kind_without_a_deny_rule_is_advised_on_and_one_without_any_rule_is_not_asked_about() {
-    let soft = json!({"rules": {
-        "gpu-utilization-signal": {"level": "warn"},
-        "gpu-memory-signal": {"level": "audit"},
-    }});
+    let of_scaled_objects = |level: &str| -> serde_json::Map<String, Value> {
+        gangplank::rules::RULES
+            .iter()
+            .filter(|rule| rule.covers("keda.sh", "ScaledObject"))
+            .map(|rule| (rule.id.to_owned(), json!({"level": level})))
+            .collect()
+    };
+    let mut rules = of_scaled_objects("warn");
+    rules.insert("gpu-memory-signal".to_owned(), json!({"level": "audit"}));
+    let soft = json!({"rules": rules});
     let entries = validating(&configurations(&soft));
     assert!(
         entries.contains(&"advise Ignore scaledobjects".to_owned()),
@@ -169,7 +175,7 @@ fn a_kind_without_a_deny_rule_is_advised_on_and_one_without_any_rule_is_not_aske
     );
     // A namespace where a rule denies is enough to ask.
     let team = json!({
-        "rules": {"gpu-utilization-signal": {"level": "off"}, "gpu-memory-signal": {"level": "off"}},
+        "rules": of_scaled_objects("off"),
         "overrides": [{"namespaces": ["team-a"], "rules": {"gpu-memory-signal": {"level": "deny"}}}],
     });
     assert!(

@@ -1,28 +1,30 @@
 //! gang-scaling-floor: see the declaration.
 
-use serde_json::{Value, json};
-
 use crate::{
+    catalog::schedulers::Schedulers,
     declare_rule,
-    facts::Known,
+    facts::{Gang, KAI_GROUP, Known},
     finding::{FieldPath, Finding},
-    rules::{Context, Findings, NoParams, kinds},
-    subject::{
-        at, group_of,
-        workload::{Kind, Serving, Spread, Workload},
+    rules::{
+        Context, Findings, NoParams, kinds,
+        signals::{Floor, Target, is_kedas, never_scales_down},
     },
 };
 
 declare_rule! {
     /// # What it finds
     ///
-    /// Autoscalers that may scale a workload whose pods are one gang below the size of the gang.
-    /// Judged where the workload is known, too.
+    /// An HPA or ScaledObject that may leave a gang with fewer pods than it needs: the pods that one
+    /// instance of the model spans, the minimum that the workload's annotation gives its gang
+    /// scheduler, or the minimum of the PodGroup that its pods name. Judged where the workload is
+    /// known: in the same files, or in the cluster that `serve` watches. LeaderWorkerSets scale by
+    /// whole groups and have no such floor; nothing is said where scaling down is switched off.
     ///
     /// # Why it hurts
     ///
-    /// A gang below its minimum serves nothing, and KAI evicts what is left of it after 60 s; from
-    /// there it only starts again when a scaler asks for all of its pods at once.
+    /// What is left of an instance serves nothing and holds its GPUs, and KAI evicts a gang that has
+    /// been below its minimum for 60 s. From there it only starts again when a scaler asks for all of
+    /// its pods at once: one that adds them one by one never gets there.
     ///
     /// # Example
     ///
@@ -114,66 +116,79 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let subject = cx.subject;
-    let text = |key: &str| {
-        subject
-            .at(&["spec", "scaleTargetRef", key])
-            .and_then(Value::as_str)
-    };
-    let Some(name) = text("name") else { return };
-    let scaled_object = subject.group() == "keda.sh";
-    let kind = text("kind").unwrap_or("Deployment");
-    let group = group_of(text("apiVersion").unwrap_or("apps/v1"));
-    let namespace = subject.namespace.as_deref();
-    let Known::Present(target) = cx.facts.object(group, kind, namespace, name) else {
-        return;
-    };
-    let Some(workload) = Workload::of(group, kind, target) else {
-        return;
-    };
-    // A LeaderWorkerSet scales by whole groups.
-    if !matches!(
-        workload.kind,
-        Kind::Deployment | Kind::StatefulSet | Kind::ReplicaSet | Kind::Rollout
-    ) {
+    // No replica at all is a gang that sleeps: from `idleReplicaCount` KEDA goes to the minimum.
+    let floor = Floor::when_active(cx.subject);
+    // KEDA goes to zero by itself, whatever the behavior says.
+    if is_kedas(cx) || never_scales_down(cx.subject) && floor.replicas > 0 {
         return;
     }
-    let engines = cx.policy.catalog().engines();
-    let Some(serving) = Serving::of_workload(workload, namespace, cx.facts, engines) else {
+    let Some(target) = Target::of(cx) else { return };
+    let gang = target
+        .digest
+        .present()
+        .and_then(|digest| digest.gang.as_deref());
+    let Some((minimum, evicts)) = gang.and_then(|gang| minimum(cx, &target, gang)) else {
         return;
     };
-    let Spread::Group(members) = serving.spread else {
+    if floor.replicas >= minimum {
         return;
-    };
-    let (field, silent) = if scaled_object {
-        ("minReplicaCount", 0)
+    }
+    let left = floor.replicas;
+    let consequence = if evicts {
+        "KAI evicts what is left of a gang 60 s after it falls below its minimum, and starts none \
+         until all of it finds a place"
     } else {
-        ("minReplicas", 1)
+        "what is left of it holds its GPUs and serves nothing"
     };
-    let path = FieldPath::of(&["spec", field]);
-    let written = path.lookup(&subject.value).filter(|value| !value.is_null());
-    let Some(floor) = written.map_or(Some(silent), Value::as_u64) else {
-        return;
+    let message = format!(
+        "may leave {left} of the {minimum} pods that {} needs together: {consequence}",
+        target.named
+    );
+    let (least, set) = if cx.subject.kind == "ScaledObject" {
+        (
+            "minReplicaCount",
+            "LeaderWorkerSet: one replica is one group",
+        )
+    } else {
+        ("minReplicas", "LeaderWorkerSet: one replica is one group")
     };
-    // None at all is a gang that sleeps, not a broken one.
-    let idle = at(&subject.value, &["spec", "idleReplicaCount"]).and_then(Value::as_u64);
-    if floor >= members && idle.is_none_or(|idle| idle == 0 || idle >= members) {
-        return;
-    }
-    let finding = Finding::new(
-        path,
-        format!(
-            "{kind} \"{name}\" is one gang of {members} pods ({}), and {} may leave {floor}: they serve \
-             nothing, and the scheduler evicts them.",
-            serving.server.parallelism.describe(),
-            subject.kind
-        ),
-    )
-    .instead(serde_saphyr::to_string(&json!({"spec": {field: members}})).unwrap_or_default())
-    .fingerprint(format!("floor:{members}"))
-    .severity(u32::try_from(members.saturating_sub(floor)).unwrap_or(u32::MAX));
-    out.report(Finding {
-        value: written.cloned(),
-        ..finding
+    out.report(
+        Finding {
+            value: floor.written(cx.subject).cloned(),
+            ..Finding::new(FieldPath::of(&floor.keys), message)
+        }
+        .instead(format!(
+            "spec:\n  {least}: {minimum}\n# or scale whole instances, with a {set}\n"
+        ))
+        .fingerprint(format!("floor:{minimum}"))
+        .severity(u32::try_from(minimum - left).unwrap_or(u32::MAX)),
+    );
+}
+
+/// The pods that have to be there together, and whether KAI watches over them.
+fn minimum(cx: &Context<'_, NoParams>, target: &Target<'_>, gang: &Gang) -> Option<(u64, bool)> {
+    // A version that does not read the annotation makes no gang of it.
+    let annotated = gang.minimum.filter(|(_, scheduler)| {
+        let declared = &cx.policy.gang_scheduler;
+        declared.name.as_str() != *scheduler
+            || Schedulers::builtin()
+                .find(scheduler)
+                .is_some_and(|row| row.minimum(target.named.kind, declared.version).is_some())
     });
+    let grouped = gang.group.as_ref().and_then(|(group, name)| {
+        let namespace = cx.subject.namespace.as_deref();
+        match cx.facts.pod_group(group, namespace, name) {
+            Known::Present(found) => Some((found.minimum?, *group == KAI_GROUP)),
+            Known::Absent | Known::Unknown => None,
+        }
+    });
+    let annotated = annotated.map(|(minimum, scheduler)| (minimum, scheduler == "kai"));
+    let members = gang.members.map(|members| (members, false));
+    let watched = annotated.or(grouped).is_some_and(|(_, kai)| kai);
+    let most = [annotated, grouped, members]
+        .into_iter()
+        .flatten()
+        .map(|(minimum, _)| minimum)
+        .max()?;
+    (most > 1).then_some((most, watched))
 }

@@ -1,11 +1,13 @@
 //! gang-scheduling: see the declaration.
 
+use std::cell::OnceCell;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
     catalog::schedulers::{External, Scheduler, Schedulers},
     declare_rule,
-    facts::Known,
+    facts::{KAI_GROUP, Known, Watched},
     finding::{Confidence, FieldPath, Finding, Level, Segment},
     policy::{SchedulerName, SchedulerVersion, SinglePod},
     provenance::{DefaultBlock, carry_over, of_field},
@@ -179,6 +181,8 @@ struct Case<'c, 'a> {
     version: Option<SchedulerVersion>,
     /// Whether ranks span pods.
     grouped: bool,
+    /// What to write instead, the same for every fault.
+    remedy: OnceCell<String>,
 }
 
 impl<'c, 'a> Case<'c, 'a> {
@@ -212,6 +216,7 @@ impl<'c, 'a> Case<'c, 'a> {
             wanted,
             version,
             grouped,
+            remedy: OnceCell::new(),
         })
     }
 
@@ -246,38 +251,49 @@ impl<'c, 'a> Case<'c, 'a> {
         }
     }
 
+    /// What a fault is recognised by on another version of the object. The number of replicas, which
+    /// autoscalers move, is no part of it.
     fn fingerprint(&self, fault: &str, members: u64) -> String {
-        format!(
-            "{fault}:{:?}:{}:{members}:{}",
-            self.kind(),
-            if self.grouped { "group" } else { "pod" },
-            self.wanted
-        )
+        // Ray's workers come and go by its autoscaler, and with them the group.
+        let group = if self.kind() == Kind::Ray {
+            "cluster".to_owned()
+        } else if self.grouped {
+            format!("group of {members}")
+        } else {
+            "pod".to_owned()
+        };
+        format!("{fault}:{:?}:{group}:{}", self.kind(), self.wanted)
     }
 
     /// Pod sets that are part of the instance, those without accelerators included: a gang without
     /// its leader is none.
     fn sets(&self) -> impl Iterator<Item = &PodSet<'a>> {
-        self.serving
-            .workload
-            .pods
-            .iter()
-            .filter(|set| set.count > 0)
+        self.serving.workload.live_sets()
     }
 
     fn scheduler_path(set: &PodSet<'_>) -> FieldPath {
         set.template.spec_path().key("schedulerName")
     }
 
-    /// The first pod set that goes to another scheduler, and the one that it names.
-    fn elsewhere(&self) -> Option<(FieldPath, &'a str)> {
-        self.sets().find_map(|set| {
+    /// The pod sets that go to another scheduler, and the one that each names.
+    fn elsewhere(&self) -> impl Iterator<Item = (FieldPath, &'a str)> {
+        self.sets().filter_map(|set| {
             let named = set
                 .template
                 .spec_text("schedulerName")
                 .unwrap_or(DEFAULT_SCHEDULER);
             (named != self.wanted).then(|| (Self::scheduler_path(set), named))
         })
+    }
+
+    fn is_placed(&self) -> bool {
+        self.elsewhere().next().is_none()
+    }
+
+    /// Whether the pods that are asked for cannot be one group, or none.
+    fn is_misshapen(&self, members: u64) -> bool {
+        let have = self.serving.workload.size();
+        self.kind().is_flat() && have != members && have != 0
     }
 
     fn queue_key(&self) -> Option<FieldPath> {
@@ -296,11 +312,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 .or_else(|| self.serving.set.template.label(key))
                 .filter(|name| !name.is_empty())
         });
-        let known = |name: &str| {
-            self.cx
-                .facts
-                .object("scheduling.run.ai", "Queue", None, name)
-        };
+        let known = |name: &str| self.cx.facts.queue(name);
         match named {
             Some(name) if self.scheduler.name == "kai" && known(name) == Known::Absent => {
                 QueueState::Nowhere(name)
@@ -313,7 +325,7 @@ impl<'c, 'a> Case<'c, 'a> {
                     return QueueState::Mapped(mapped);
                 }
                 let default = queue.default.as_deref().map(known);
-                if matches!(default, Some(Known::Present(_))) {
+                if default == Some(Known::Present(())) {
                     QueueState::Settled
                 } else {
                     QueueState::Missing
@@ -378,13 +390,26 @@ impl<'c, 'a> Case<'c, 'a> {
             || self.serving.set.template.annotation(key) == Some("true")
     }
 
+    /// Whether the cluster is known not to run the scheduler.
+    fn is_not_served(&self) -> bool {
+        self.scheduler.name == "kai"
+            && self.cx.facts.cluster().serves(Watched::Queue) == Some(false)
+    }
+
     // ---- judging ----
+
+    /// Whether every fault has to be told by itself. A change is excused by what the old object had
+    /// already, fault by fault; for a new object the cause that the others follow from is enough.
+    fn tells_each(&self) -> bool {
+        self.cx.subject.operation == Operation::Update
+    }
 
     /// One pod holds all ranks.
     fn single_pod(&self, out: &mut Findings) {
         let level = match self.cx.policy.gang_scheduler.single_pod {
             SinglePod::Allow => return,
             SinglePod::Warn => Level::Warn,
+            SinglePod::Auto if self.is_not_served() => Level::Warn,
             SinglePod::Auto | SinglePod::Require => Level::Deny,
         };
         let gpus = match self.serving.accelerators.units {
@@ -394,100 +419,136 @@ impl<'c, 'a> Case<'c, 'a> {
         };
         let why = format!("{} fills one pod of {gpus}", self.ranks());
         let hint = " (gangScheduler.singlePod in the policy can relax this for single pods)";
-        if !self.placement(level, 1, &why, hint, out)
-            && let Some(key) = self.minimum_key()
+        self.placement(level, 1, &why, hint, out);
+        if let Some(key) = self.minimum_key()
             && let Some(found) = self.serving.workload.annotation(key)
         {
-            self.single_pod_minimum(key, found, out);
+            // Another scheduler does not read it.
+            let level = if self.is_placed() { Level::Deny } else { level };
+            self.single_pod_minimum(level, key, found, out);
         }
     }
 
-    fn single_pod_minimum(&self, key: &str, found: &str, out: &mut Findings) {
+    fn single_pod_minimum(&self, level: Level, key: &str, found: &str, out: &mut Findings) {
         let path = FieldPath::of(&["metadata", "annotations", key]);
         let replicas = self.serving.workload.size();
-        let finding = |message: String| {
-            Finding::new(path.clone(), message)
-                .value(found)
-                .instead(yaml(&json!({"metadata": {"annotations": {key: "1"}}})))
-                .fingerprint(self.fingerprint("coupled", 1))
+        let title = &self.scheduler.title;
+        let mut report = |level: Level, fault: &str, severity: u32, message: String| {
+            out.report_at(
+                level,
+                Finding::new(path.clone(), message)
+                    .value(found)
+                    .instead(self.remedy(1))
+                    .mends_all()
+                    .fingerprint(self.fingerprint(fault, 1))
+                    .severity(severity),
+            );
         };
         match minimum(found) {
             Some(1) => {}
-            Some(number) if number > replicas && replicas > 0 => out.report(
-                finding(format!(
-                    "The minimum {number} is above the {replicas} pods there are: \
-                     {} never schedules one of them.",
-                    self.scheduler.title
-                ))
-                .severity(severity(number)),
+            Some(number) if number > replicas && replicas > 0 => report(
+                level,
+                &self.if_read("minimum-above"),
+                severity(number),
+                format!(
+                    "The minimum {number} is above the {replicas} pods there are: {title} never \
+                     schedules one of them."
+                ),
             ),
-            Some(number) => out.report_at(
+            Some(number) => report(
                 Level::Warn,
-                finding(format!(
+                "coupled",
+                severity(number),
+                format!(
                     "Each pod is an instance of its own ({}), but the minimum {number} lets none \
                      start until {number} can: replicas that could serve wait for one another.",
                     self.ranks()
-                ))
-                .severity(severity(number)),
+                ),
             ),
             None if self.scheduler.name == "volcano" => {}
-            None => out.report(finding(format!(
-                "\"{found}\" is no number of pods: {} refuses to group the pods and they stay \
-                 Pending.",
-                self.scheduler.title
-            ))),
+            None => report(
+                level,
+                &self.if_read("minimum-unreadable"),
+                0,
+                format!(
+                    "\"{found}\" is no number of pods: {title} refuses to group the pods and they \
+                     stay Pending."
+                ),
+            ),
         }
     }
 
-    /// Scheduler and queue. Whether something was found.
-    fn placement(
-        &self,
-        level: Level,
-        members: u64,
-        why: &str,
-        hint: &str,
-        out: &mut Findings,
-    ) -> bool {
+    /// A fault that does nothing as long as the pods go to a scheduler that does not read it is
+    /// another one than the same where it is read.
+    fn if_read(&self, fault: &str) -> String {
+        if self.is_placed() {
+            fault.to_owned()
+        } else {
+            format!("{fault}-unread")
+        }
+    }
+
+    /// Scheduler and queue, each a finding of its own: one that was there before excuses no other.
+    fn placement(&self, level: Level, members: u64, why: &str, hint: &str, out: &mut Findings) {
         let queue = self.queue();
-        let elsewhere = self.elsewhere();
-        let place = match &elsewhere {
-            Some((_, named)) if self.grouped => format!(
-                "{named} places them one by one: some can hold their GPUs for ever while the rest \
-                 stay Pending"
-            ),
-            Some((_, named)) => format!(
-                "{named} places it past {}'s queues, and takes GPUs from under gangs that wait for \
-                 them",
-                self.scheduler.title
-            ),
-            None => String::new(),
-        };
-        let queue_path = self.queue_key().unwrap_or_default();
-        let queue_label = self
+        let label = self
             .scheduler
             .queue
             .as_ref()
             .and_then(|queue| queue.label.as_deref())
             .unwrap_or_default();
-        let (path, value, message) = match (&elsewhere, &queue) {
-            (Some((_, DEFAULT_SCHEDULER)), QueueState::Missing) => (
-                queue_path,
-                None,
+        let queue_missing = format!(
+            "No queue is known for {}: name one with the label {label}, or map the namespace in the \
+             policy's gangScheduler.queues",
+            self.namespace()
+        );
+        let mut elsewhere = self.elsewhere();
+        let first = elsewhere.next();
+        let placed = first.is_none();
+        if let Some((path, named)) = first {
+            let place = if self.grouped {
                 format!(
-                    "{why}, but {place}. No queue is known for {}: name one with the label \
-                     {queue_label}, or map the namespace in the policy's gangScheduler.queues, and \
-                     the rest is filled in{hint}.",
-                    self.namespace()
-                ),
+                    "{named} places them one by one: some can hold their GPUs for ever while the rest \
+                     stay Pending"
+                )
+            } else {
+                format!(
+                    "{named} places it past {}'s queues, and takes GPUs from under gangs that wait for \
+                     them",
+                    self.scheduler.title
+                )
+            };
+            if !self.tells_each()
+                && named == DEFAULT_SCHEDULER
+                && matches!(queue, QueueState::Missing)
+            {
+                let message = format!(
+                    "{why}, but {place}. {queue_missing}, and the rest is filled in{hint}."
+                );
+                let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
+                    .instead(self.remedy(members))
+                    .mends_all();
+                out.report_at(level, finding);
+                return;
+            }
+            let value = path
+                .lookup(&self.cx.subject.value)
+                .map(|_| Value::from(named));
+            let finding = Finding::new(path, format!("{why}, but {place}{hint}."))
+                .instead(self.remedy(members))
+                .mends_all()
+                .fingerprint(self.fingerprint("elsewhere", members))
+                .severity(severity(1 + elsewhere.count() as u64));
+            out.report_at(level, Finding { value, ..finding });
+        }
+        let (value, message, worse) = match queue {
+            QueueState::Settled => return,
+            QueueState::Nowhere(name) => (
+                Some(Value::from(name)),
+                format!("There is no queue \"{name}\": its pods are never scheduled."),
+                2,
             ),
-            (Some((path, named)), _) => (
-                path.clone(),
-                path.lookup(&self.cx.subject.value)
-                    .map(|_| Value::from(*named)),
-                format!("{why}, but {place}{hint}."),
-            ),
-            (None, QueueState::Missing | QueueState::Mapped(_)) => (
-                queue_path,
+            QueueState::Missing | QueueState::Mapped(_) if placed => (
                 None,
                 format!(
                     "{why} and goes to {}, but into no named queue: it falls into \"{}\", which may \
@@ -495,20 +556,24 @@ impl<'c, 'a> Case<'c, 'a> {
                     self.scheduler.title,
                     self.default_queue()
                 ),
+                1,
             ),
-            (None, QueueState::Nowhere(name)) => (
-                queue_path,
-                Some(Value::from(*name)),
-                format!("There is no queue \"{name}\": its pods are never scheduled."),
+            QueueState::Mapped(name) => (
+                None,
+                format!(
+                    "No queue is named; the policy maps {} to \"{name}\".",
+                    self.namespace()
+                ),
+                1,
             ),
-            (None, QueueState::Settled) => return false,
+            QueueState::Missing => (None, format!("{queue_missing}."), 1),
         };
-        let finding = Finding::new(path, message)
-            .instead(self.instead(members, &queue))
-            .fingerprint(self.fingerprint("placement", members))
-            .severity(1);
+        let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
+            .instead(self.remedy(members))
+            .mends_all()
+            .fingerprint(self.fingerprint("queue", members))
+            .severity(worse);
         out.report_at(level, Finding { value, ..finding });
-        true
     }
 
     fn default_queue(&self) -> &str {
@@ -521,34 +586,34 @@ impl<'c, 'a> Case<'c, 'a> {
 
     /// Several pods hold the ranks of one instance.
     fn group(&self, members: u64, out: &mut Findings) {
-        let workload = &self.serving.workload;
-        let have = workload.size();
-        if self.kind().is_flat() && have != members && have != 0 {
-            self.shape(members, have, out);
-            return;
+        if self.is_misshapen(members) {
+            self.shape(members, out);
+            if !self.tells_each() {
+                return;
+            }
         }
         let mechanism = self.mechanism();
         if matches!(mechanism, Mechanism::None) {
             self.inexpressible(members, out);
-            return;
+            if !self.tells_each() {
+                return;
+            }
         }
         let why = format!(
             "{} spans {members} pods that only serve together",
             self.ranks()
         );
-        let placed = !self.placement(Level::Deny, members, &why, "", out);
+        self.placement(Level::Deny, members, &why, "", out);
         match mechanism {
-            Mechanism::Annotation(key) => self.minimum(key, members, placed, out),
+            Mechanism::Annotation(key) => self.minimum(key, members, out),
             Mechanism::External(external) => self.external(external, members, out),
             Mechanism::Native => self.native(members, out),
-            Mechanism::Reference(named) if placed => self.reference(&named, members, out),
-            Mechanism::TaskGroups if placed => self.task_groups(members, out),
-            Mechanism::Reference(_) | Mechanism::TaskGroups | Mechanism::None => {}
+            Mechanism::None => return,
+            _ if !self.is_placed() && !self.tells_each() => {}
+            Mechanism::Reference(named) => self.reference(&named, members, out),
+            Mechanism::TaskGroups => self.task_groups(members, out),
         }
-        if self.kind() == Kind::StatefulSet
-            && at(&self.cx.subject.value, &["spec", "podManagementPolicy"])
-                != Some(&Value::from("Parallel"))
-        {
+        if self.is_ordered() {
             out.report(
                 Finding::new(
                     FieldPath::of(&["spec", "podManagementPolicy"]),
@@ -557,7 +622,8 @@ impl<'c, 'a> Case<'c, 'a> {
                          of the {members} is Ready before all of them run."
                     ),
                 )
-                .instead(yaml(&json!({"spec": {"podManagementPolicy": "Parallel"}})))
+                .instead(self.remedy(members))
+.mends_all()
                 .fingerprint(self.fingerprint("ordered", members)),
             );
         }
@@ -567,7 +633,8 @@ impl<'c, 'a> Case<'c, 'a> {
     }
 
     /// The replicas are not one group.
-    fn shape(&self, members: u64, have: u64, out: &mut Findings) {
+    fn shape(&self, members: u64, out: &mut Findings) {
+        let have = self.serving.workload.size();
         let field = if self.kind() == Kind::Job {
             "parallelism"
         } else {
@@ -575,30 +642,39 @@ impl<'c, 'a> Case<'c, 'a> {
         };
         let kind = &self.cx.subject.kind;
         let ranks = self.ranks();
-        let message = if have < members {
-            format!(
-                "{ranks} needs {members} pods of {} GPUs, but this {kind} has {have}: no instance is \
-                 ever complete, and what runs holds its GPUs for nothing.",
-                self.units()
+        let (fault, message) = if have < members {
+            (
+                "too-few",
+                format!(
+                    "{ranks} needs {members} pods of {} GPUs, but this {kind} has {have}: no instance \
+                     is ever complete, and what runs holds its GPUs for nothing.",
+                    self.units()
+                ),
             )
         } else if have.is_multiple_of(members) {
-            format!(
-                "{ranks} makes {} groups of {members} pods, and a {kind} cannot tell its pods' groups \
-                 apart: a scheduler may start half of each.",
-                have / members
+            (
+                "several",
+                format!(
+                    "{ranks} makes {} groups of {members} pods, and a {kind} cannot tell its pods' \
+                     groups apart: a scheduler may start half of each.",
+                    have / members
+                ),
             )
         } else {
-            format!(
-                "{ranks} needs groups of {members} pods, and {have} pods are no whole number of \
-                 groups: the rest holds GPUs for nothing."
+            (
+                "several",
+                format!(
+                    "{ranks} needs groups of {members} pods, and {have} pods are no whole number of \
+                     groups: the rest holds GPUs for nothing."
+                ),
             )
         };
         out.report(
             Finding::new(FieldPath::of(&["spec", field]), message)
                 .value(have)
-                .instead(self.skeleton(members, have.div_ceil(members.max(1)).max(1)))
-                .fingerprint(self.fingerprint("shape", members))
-                .severity(severity(have % members.max(1)).max(1)),
+                .instead(self.remedy(members))
+                .mends_all()
+                .fingerprint(self.fingerprint(fault, members)),
         );
     }
 
@@ -625,7 +701,8 @@ impl<'c, 'a> Case<'c, 'a> {
                 self.title()
             ),
         )
-        .instead(self.skeleton(members, 1))
+        .instead(self.remedy(members))
+.mends_all()
         .fingerprint(self.fingerprint("inexpressible", members));
         let finding = Finding { value, ..finding };
         if self.kind().is_flat() {
@@ -636,66 +713,70 @@ impl<'c, 'a> Case<'c, 'a> {
     }
 
     /// The minimum of a gang of `members`.
-    fn minimum(&self, key: &str, members: u64, placed: bool, out: &mut Findings) {
-        let path = FieldPath::of(&["metadata", "annotations", key]);
-        let found = self.serving.workload.annotation(key);
-        let report = |out: &mut Findings, message: String, lacking: u64| {
-            let finding = Finding::new(path.clone(), message)
-                .instead(yaml(
-                    &json!({"metadata": {"annotations": {key: members.to_string()}}}),
-                ))
-                .fingerprint(self.fingerprint("minimum", members))
-                .severity(severity(lacking));
-            let value = found.map(Value::from);
-            out.report(Finding { value, ..finding });
-        };
+    fn minimum(&self, key: &str, members: u64, out: &mut Findings) {
         let title = &self.scheduler.title;
-        let Some(text) = found else {
-            if placed {
-                report(
-                    out,
-                    format!(
-                        "{} spans {members} pods, but {title} takes a silent minimum for 1: it starts \
-                         them one by one, and some can hold their GPUs for ever while the rest stay \
-                         Pending.",
-                        self.ranks()
-                    ),
-                    members,
-                );
-            }
-            return;
-        };
-        match minimum(text) {
-            Some(number) if number == members => {}
-            Some(number) if number < members => report(
-                out,
+        let ranks = self.ranks();
+        let found = self.serving.workload.annotation(key);
+        let (fault, lacking, message) = match found.map(minimum) {
+            None if !self.is_placed() && !self.tells_each() => return,
+            None => (
+                "minimum-below".to_owned(),
+                members.saturating_sub(1),
                 format!(
-                    "The gang may start with {number} of the {members} pods that {} needs: {number} \
-                     pods hold their GPUs and serve nothing until the rest find a place.",
-                    self.ranks()
+                    "{ranks} spans {members} pods, but {title} takes a silent minimum for 1: it starts \
+                     them one by one, and some can hold their GPUs for ever while the rest stay \
+                     Pending."
                 ),
+            ),
+            Some(Some(number)) if number == members => return,
+            Some(Some(number)) if number < members => (
+                "minimum-below".to_owned(),
                 members - number,
-            ),
-            Some(number) => report(
-                out,
                 format!(
-                    "The minimum {number} is above the {members} pods there are: none is ever scheduled."
+                    "The gang may start with {number} of the {members} pods that {ranks} needs: \
+                     {number} pods hold their GPUs and serve nothing until the rest find a place."
                 ),
-                members,
             ),
-            None if self.scheduler.name == "volcano" => report(
-                out,
-                format!("\"{text}\" is no number, and Volcano takes it for 1: there is no gang."),
-                members,
+            Some(Some(number)) => (
+                self.if_read("minimum-above"),
+                0,
+                if number > self.serving.workload.size().max(members) {
+                    format!(
+                        "The minimum {number} is above the {members} pods of the gang: none is ever \
+                         scheduled."
+                    )
+                } else {
+                    format!(
+                        "The minimum {number} is above the {members} pods of one instance: instances \
+                         wait for one another."
+                    )
+                },
             ),
-            None => report(
-                out,
+            Some(None) if self.scheduler.name == "volcano" => (
+                "minimum-below".to_owned(),
+                members.saturating_sub(1),
                 format!(
-                    "\"{text}\" is no number of pods: {title} refuses to group the pods and they stay Pending."
+                    "\"{}\" is no number, and Volcano takes it for 1: there is no gang.",
+                    found.unwrap_or_default()
                 ),
-                members,
             ),
-        }
+            Some(None) => (
+                self.if_read("minimum-unreadable"),
+                0,
+                format!(
+                    "\"{}\" is no number of pods: {title} refuses to group the pods and they stay \
+                     Pending.",
+                    found.unwrap_or_default()
+                ),
+            ),
+        };
+        let finding = Finding::new(FieldPath::of(&["metadata", "annotations", key]), message)
+            .instead(self.remedy(members))
+            .mends_all()
+            .fingerprint(self.fingerprint(&fault, members))
+            .severity(severity(lacking));
+        let value = found.map(Value::from);
+        out.report(Finding { value, ..finding });
     }
 
     /// A group made by somebody else: three things have to come together.
@@ -705,19 +786,16 @@ impl<'c, 'a> Case<'c, 'a> {
         let named = template
             .annotation(&external.group)
             .filter(|name| !name.is_empty());
-        let finding = |path: FieldPath, message: String| {
-            Finding::new(path, message)
-                .instead(yaml(&json!({
-                    "metadata": {"annotations": {external.skip.as_str(): "true"}},
-                    "spec": {"template": {"metadata": {"annotations": {
-                        external.group.as_str(): named.unwrap_or(&self.cx.subject.name)
-                    }}}}
-                })))
-                .fingerprint(self.fingerprint("external", members))
+        let path = annotations.key(&external.group);
+        let finding = |fault: &str, message: String| {
+            Finding::new(path.clone(), message)
+                .instead(self.remedy(members))
+                .mends_all()
+                .fingerprint(self.fingerprint(fault, members))
         };
         if self.version < Some(external.since) {
             out.report(finding(
-                annotations.key(&external.group),
+                "external-unknown",
                 format!(
                     "{} knows no groups made by others: it makes its own, of one pod each.",
                     self.title()
@@ -727,7 +805,7 @@ impl<'c, 'a> Case<'c, 'a> {
         }
         let Some(name) = named else {
             out.report(finding(
-                annotations.key(&external.group),
+                "external-unnamed",
                 format!(
                     "{} turns the grouping off, but the pods name no group: they are never scheduled.",
                     external.skip
@@ -738,7 +816,7 @@ impl<'c, 'a> Case<'c, 'a> {
         if !self.skips_grouping(external) {
             out.report(
                 finding(
-                    annotations.key(&external.group),
+                    "external-overwritten",
                     format!(
                         "Without {}: \"true\" {} overwrites the group \"{name}\" with one of its own: \
                          this is no gang.",
@@ -750,11 +828,10 @@ impl<'c, 'a> Case<'c, 'a> {
             return;
         }
         let namespace = self.cx.subject.namespace.as_deref();
-        let path = annotations.key(&external.group);
-        match self.cx.facts.object("scheduling.run.ai", "PodGroup", namespace, name) {
+        match self.cx.facts.pod_group(KAI_GROUP, namespace, name) {
             Known::Unknown => out.report(
                 finding(
-                    path,
+                    "external-unseen",
                     format!(
                         "Whether the PodGroup \"{name}\" is there with a minMember of {members} cannot be \
                          seen from here; without it the pods are never scheduled."
@@ -764,16 +841,17 @@ impl<'c, 'a> Case<'c, 'a> {
                 .confidence(Confidence::Unknown),
             ),
             Known::Absent => out.report(
-                finding(path, format!("There is no PodGroup \"{name}\": the pods are never scheduled."))
+                finding("external-absent", format!("There is no PodGroup \"{name}\": the pods are never scheduled."))
                     .value(name),
             ),
             Known::Present(group) => {
-                let minimum = at(group, &["spec", "minMember"]).and_then(Value::as_u64);
+                let minimum = group.minimum;
                 if minimum != Some(members) {
+                    let above = minimum.is_some_and(|minimum| minimum > members);
                     let found = minimum.map_or_else(|| "none".to_owned(), |n| n.to_string());
                     out.report(
                         finding(
-                            path,
+                            if above { "external-above" } else { "external-below" },
                             format!(
                                 "The minMember of PodGroup \"{name}\" is {found}, but {} needs all \
                                  {members} pods.",
@@ -810,6 +888,9 @@ impl<'c, 'a> Case<'c, 'a> {
             );
         }
         if self.kind() == Kind::Ray {
+            // An autoscaler that has started more than the minimum must be let do so.
+            let autoscales = self.sets().any(|set| set.resizes);
+            let level = if autoscales { Level::Warn } else { Level::Deny };
             for set in self.sets().filter(|set| set.role == "worker") {
                 let Some(group) = set.template.path().parent() else {
                     continue;
@@ -818,7 +899,11 @@ impl<'c, 'a> Case<'c, 'a> {
                 if let (Some(least), Some(replicas)) = (size("minReplicas"), size("replicas"))
                     && (1..replicas).contains(&least)
                 {
-                    out.report(
+                    let name = group.clone().key("groupName");
+                    let name = name.lookup(value).and_then(Value::as_str);
+                    let fault = format!("ray-minimum-{}", name.unwrap_or_default());
+                    out.report_at(
+                        level,
                         Finding::new(
                             group.clone().key("minReplicas"),
                             format!(
@@ -830,7 +915,7 @@ impl<'c, 'a> Case<'c, 'a> {
                         )
                         .value(least)
                         .instead(format!("minReplicas: {replicas}"))
-                        .fingerprint(self.fingerprint("ray-minimum", members))
+                        .fingerprint(self.fingerprint(&fault, members))
                         .severity(severity(replicas - least)),
                     );
                 }
@@ -854,43 +939,48 @@ impl<'c, 'a> Case<'c, 'a> {
             (path, name)
         };
         let api = &group.api_group;
-        let finding = |message: String| {
+        let finding = |fault: &str, message: String| {
             Finding::new(path.clone(), message)
                 .instead(format!(
                     "# a PodGroup of {api} with a minimum of {members}, and in the pod template:\n\
                      {named}: {}\n",
                     self.cx.subject.name
                 ))
-                .fingerprint(self.fingerprint("reference", members))
+                .fingerprint(self.fingerprint(fault, members))
         };
         let Some(name) = name.filter(|name| !name.is_empty()) else {
-            out.report(finding(format!(
-                "{} spans {members} pods that only serve together, but they name no PodGroup of {api}: \
-                 each is placed alone.",
-                self.ranks()
-            )));
+            out.report(finding(
+                "reference-unnamed",
+                format!(
+                    "{} spans {members} pods that only serve together, but they name no PodGroup of \
+                     {api}: each is placed alone.",
+                    self.ranks()
+                ),
+            ));
             return;
         };
         let namespace = self.cx.subject.namespace.as_deref();
-        match self.cx.facts.object(api, "PodGroup", namespace, name) {
-            Known::Present(object) => {
-                let minimum = at(object, &["spec", "minMember"])
-                    .or_else(|| at(object, &["spec", "schedulingPolicy", "gang", "minCount"]))
-                    .and_then(Value::as_u64);
-                if minimum != Some(members) {
+        match self.cx.facts.pod_group(api, namespace, name) {
+            Known::Present(group) => {
+                if group.minimum != Some(members) {
                     out.report(
-                        finding(format!(
-                            "The minimum of PodGroup \"{name}\" is not the {members} pods that {} needs.",
-                            self.ranks()
-                        ))
+                        finding(
+                            "reference-minimum",
+                            format!(
+                                "The minimum of PodGroup \"{name}\" is not the {members} pods that {} \
+                                 needs.",
+                                self.ranks()
+                            ),
+                        )
                         .value(name),
                     );
                 }
             }
             Known::Absent => out.report(
-                finding(format!(
-                    "There is no PodGroup \"{name}\": the pods stay Pending."
-                ))
+                finding(
+                    "reference-absent",
+                    format!("There is no PodGroup \"{name}\": the pods stay Pending."),
+                )
                 .value(name),
             ),
             Known::Unknown => {}
@@ -919,76 +1009,99 @@ impl<'c, 'a> Case<'c, 'a> {
             text.split_whitespace()
                 .any(|part| part == "gangSchedulingStyle=Hard")
         });
-        if minimum == Some(members) && hard {
-            return;
-        }
-        let message = if minimum == Some(members) {
-            "YuniKorn's gangs are Soft unless they say otherwise: when the time is up the pods are \
-             placed one by one."
-                .to_owned()
-        } else {
-            format!(
-                "{} spans {members} pods that only serve together, but no task group with that \
-                 minMember holds them.",
-                self.ranks()
-            )
-        };
         let groups = json!([{"name": own, "minMember": members}]).to_string();
-        out.report(
-            Finding::new(annotations.key(&keys.groups), message)
-                .instead(yaml(
-                    &json!({"spec": {"template": {"metadata": {"annotations": {
-                        keys.name.as_str(): if own.is_empty() { "ranks" } else { own },
-                        keys.groups.as_str(): groups,
-                        keys.parameters.as_str(): "gangSchedulingStyle=Hard",
-                    }}}}}),
-                ))
-                .fingerprint(self.fingerprint("task-groups", members))
-                .severity(severity(members.saturating_sub(minimum.unwrap_or(0)))),
-        );
+        let instead = yaml(&json!({"spec": {"template": {"metadata": {"annotations": {
+            keys.name.as_str(): if own.is_empty() { "ranks" } else { own },
+            keys.groups.as_str(): groups,
+            keys.parameters.as_str(): "gangSchedulingStyle=Hard",
+        }}}}}));
+        let mut report = |key: &str, fault: &str, lacking: u64, message: String| {
+            out.report(
+                Finding::new(annotations.clone().key(key), message)
+                    .instead(instead.clone())
+                    .fingerprint(self.fingerprint(fault, members))
+                    .severity(severity(lacking)),
+            );
+        };
+        if minimum != Some(members) {
+            let above = minimum.is_some_and(|minimum| minimum > members);
+            report(
+                &keys.groups,
+                if above {
+                    "task-group-above"
+                } else {
+                    "task-group-below"
+                },
+                members.saturating_sub(minimum.unwrap_or(0)),
+                format!(
+                    "{} spans {members} pods that only serve together, but no task group with that \
+                     minMember holds them.",
+                    self.ranks()
+                ),
+            );
+        }
+        if !hard {
+            report(
+                &keys.parameters,
+                "task-group-soft",
+                0,
+                "YuniKorn's gangs are Soft unless they say otherwise: when the time is up the pods \
+                 are placed one by one."
+                    .to_owned(),
+            );
+        }
     }
 
-    /// A rolling update of a gang.
+    /// A rolling update of a gang. Its bounds are those of the whole gang, however many pods there
+    /// are just now.
     fn strategy(&self, members: u64, out: &mut Findings) {
-        let Some(rolling) = Rolling::of(&self.cx.subject.value, self.serving.workload.size())
-        else {
+        let Some(rolling) = Rolling::of(&self.cx.subject.value, members) else {
             return;
         };
-        let instead = yaml(&json!({"spec": {"strategy": {"type": "Recreate"}}}));
-        let finding = |message: String| {
+        let finding = |fault: &str, message: String| {
             Finding::new(rolling.path.clone(), message)
-                .instead(instead.clone())
-                .fingerprint(self.fingerprint("strategy", members))
+                .instead(self.remedy(members))
+                .mends_all()
+                .fingerprint(self.fingerprint(fault, members))
         };
-        let Rolling {
-            unavailable, surge, ..
-        } = rolling;
-        if unavailable >= 1 {
-            out.report(
-                finding(format!(
-                    "A rollout takes {unavailable} of {members} pods away at once: the gang falls below its \
-                     minimum, {}.",
-                    if self.scheduler.surge {
-                        "and the new one never reaches it"
-                    } else {
-                        "and the scheduler evicts the rest of it"
-                    }
-                ))
-                .severity(severity(unavailable)),
-            );
-        } else if self.scheduler.surge && surge < members {
-            out.report(finding(format!(
-                "A new revision is a gang of its own and needs {members} pods at once, but a rollout \
-                 surges by {surge}: it never starts."
-            )));
-        } else if !self.scheduler.surge {
-            out.report_at(
+        match rolling.harm(self.scheduler, members) {
+            Harm::Shrinks => {
+                let unavailable = rolling.unavailable;
+                out.report(
+                    finding(
+                        "rollout-shrinks",
+                        format!(
+                            "A rollout takes {unavailable} of {members} pods away at once: the gang \
+                             falls below its minimum, {}.",
+                            if self.scheduler.surge {
+                                "and the new one never reaches it"
+                            } else {
+                                "and the scheduler evicts the rest of it"
+                            }
+                        ),
+                    )
+                    .severity(severity(unavailable)),
+                );
+            }
+            Harm::Hangs => out.report(finding(
+                "rollout-hangs",
+                format!(
+                    "A new revision is a gang of its own and needs {members} pods at once, but a \
+                     rollout surges by {}: it never starts.",
+                    rolling.surge
+                ),
+            )),
+            Harm::Dissolves => out.report_at(
                 Level::Warn,
-                finding(format!(
-                    "During a rollout the old pods satisfy the gang's minimum: the {members} new ones are \
-                     placed one by one, not as a gang."
-                )),
-            );
+                finding(
+                    "rollout-dissolves",
+                    format!(
+                        "During a rollout the old pods satisfy the gang's minimum: the {members} new \
+                         ones are placed one by one, not as a gang."
+                    ),
+                ),
+            ),
+            Harm::None => {}
         }
     }
 
@@ -1005,9 +1118,9 @@ impl<'c, 'a> Case<'c, 'a> {
             Spread::Group(members) => {
                 let mechanism = self.mechanism();
                 let possible = matches!(mechanism, Mechanism::Annotation(_) | Mechanism::Native);
-                let whole = !self.kind().is_flat()
-                    || matches!(self.serving.workload.size(), 0)
-                    || self.serving.workload.size() == members;
+                // What was filled is put back whatever a scaler made of the replicas since.
+                let whole =
+                    self.cx.subject.operation == Operation::Update || !self.is_misshapen(members);
                 (possible && whole).then_some(members)
             }
             Spread::One | Spread::Misfit { .. } | Spread::Unknown => None,
@@ -1048,7 +1161,7 @@ impl<'c, 'a> Case<'c, 'a> {
             None | Some(_) => false,
         };
         let recreate = if self.grouped && self.kind() == Kind::Deployment {
-            match self.recreate() {
+            match self.recreate(members) {
                 Some(recreate) => recreate,
                 None => return,
             }
@@ -1084,9 +1197,9 @@ impl<'c, 'a> Case<'c, 'a> {
 
     /// Whether the strategy is to be filled with Recreate; `None` where somebody wrote one that
     /// breaks the gang.
-    fn recreate(&self) -> Option<bool> {
+    fn recreate(&self, members: u64) -> Option<bool> {
         let subject = self.cx.subject;
-        let Some(rolling) = Rolling::of(&subject.value, self.serving.workload.size()) else {
+        let Some(rolling) = Rolling::of(&subject.value, members) else {
             return Some(false);
         };
         let fields = default_strategy();
@@ -1097,9 +1210,8 @@ impl<'c, 'a> Case<'c, 'a> {
         if silent {
             return Some(true);
         }
-        let harmless = rolling.unavailable == 0
-            && (!self.scheduler.surge || rolling.surge >= self.serving.workload.size());
-        harmless.then_some(false)
+        let harm = rolling.harm(self.scheduler, members);
+        matches!(harm, Harm::Dissolves | Harm::None).then_some(false)
     }
 
     fn ray_falls_short(&self) -> bool {
@@ -1191,51 +1303,84 @@ impl<'c, 'a> Case<'c, 'a> {
 
     // ---- what to write instead ----
 
-    /// The members that are wrong or missing, with their values.
-    fn instead(&self, members: u64, queue: &QueueState<'_>) -> String {
-        let mut metadata = Map::new();
-        if let Some(label) = self
-            .scheduler
-            .queue
-            .as_ref()
-            .and_then(|queue| queue.label.as_ref())
-        {
-            let name = match queue {
-                QueueState::Mapped(name) => Some(*name),
+    /// All that is wrong or missing, with the right values; where the kind cannot hold the gang, one
+    /// that can.
+    fn remedy(&self, members: u64) -> String {
+        self.remedy
+            .get_or_init(|| self.compose_remedy(members))
+            .clone()
+    }
+
+    fn compose_remedy(&self, members: u64) -> String {
+        let mechanism = self.mechanism();
+        let misshapen = self.is_misshapen(members);
+        if self.grouped && (misshapen || matches!(mechanism, Mechanism::None)) {
+            let have = if misshapen {
+                self.serving.workload.size()
+            } else {
+                members
+            };
+            return self.skeleton(members, have.div_ceil(members.max(1)).max(1));
+        }
+        let object = &self.cx.subject.value;
+        let mut out = Value::Null;
+        if let Some(path) = self.queue_key() {
+            let name = match self.queue() {
+                QueueState::Mapped(name) => Some(name),
                 QueueState::Missing | QueueState::Nowhere(_) => Some("<leaf queue>"),
                 QueueState::Settled => None,
             };
             if let Some(name) = name {
-                metadata.insert("labels".into(), json!({label.as_str(): name}));
+                put(&mut out, &path, Value::from(name));
             }
         }
-        if let Some(key) = self.minimum_key()
-            && (self.grouped || self.elsewhere().is_some())
-        {
-            metadata.insert("annotations".into(), json!({key: members.to_string()}));
-        }
-        let mut out = Value::Null;
-        for (key, value) in metadata {
-            put(&mut out, &FieldPath::of(&["metadata", &key]), value);
+        let annotation = |key: &str| FieldPath::of(&["metadata", "annotations", key]);
+        match mechanism {
+            Mechanism::External(external) if self.grouped => {
+                let template = &self.serving.set.template;
+                let name = template
+                    .annotation(&external.group)
+                    .filter(|name| !name.is_empty())
+                    .unwrap_or(&self.cx.subject.name);
+                let named = template.path().clone().keys(&["metadata", "annotations"]);
+                put(&mut out, &annotation(&external.skip), Value::from("true"));
+                put(&mut out, &named.key(&external.group), Value::from(name));
+            }
+            _ => {
+                if let Some(key) = self.minimum_key() {
+                    let found = self.serving.workload.annotation(key);
+                    let right = found.is_some_and(|text| minimum(text) == Some(members));
+                    // The minimum of a single pod is 1 where it is silent, too.
+                    let silent = found.is_none() && !self.grouped && self.is_placed();
+                    if !right && !silent {
+                        put(&mut out, &annotation(key), Value::from(members.to_string()));
+                    }
+                }
+            }
         }
         if self.grouped
             && self.kind() == Kind::Deployment
-            && Rolling::of(&self.cx.subject.value, members).is_some()
+            && Rolling::of(object, members)
+                .is_some_and(|rolling| rolling.harm(self.scheduler, members) != Harm::None)
         {
-            put(
-                &mut out,
-                &FieldPath::of(&["spec", "strategy"]),
-                recreate_strategy(),
-            );
+            let path = FieldPath::of(&["spec", "strategy"]);
+            put(&mut out, &path, recreate_strategy());
         }
-        for set in self.sets() {
-            put(
-                &mut out,
-                &Self::scheduler_path(set),
-                Value::from(self.wanted),
-            );
+        if self.grouped && self.is_ordered() {
+            let path = FieldPath::of(&["spec", "podManagementPolicy"]);
+            put(&mut out, &path, Value::from("Parallel"));
+        }
+        for (path, _) in self.elsewhere() {
+            put(&mut out, &path, Value::from(self.wanted));
         }
         yaml(&out)
+    }
+
+    /// Whether pods start one after the other.
+    fn is_ordered(&self) -> bool {
+        self.kind() == Kind::StatefulSet
+            && at(&self.cx.subject.value, &["spec", "podManagementPolicy"])
+                != Some(&Value::from("Parallel"))
     }
 
     /// A LeaderWorkerSet that runs the same pods in groups.
@@ -1312,7 +1457,32 @@ struct Rolling {
     path: FieldPath,
 }
 
+/// What a rolling update does to a gang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    /// It takes pods from the running gang.
+    Shrinks,
+    /// The new gang never gets enough pods.
+    Hangs,
+    /// The new pods are no gang.
+    Dissolves,
+    /// None.
+    None,
+}
+
 impl Rolling {
+    fn harm(&self, scheduler: &Scheduler, members: u64) -> Harm {
+        if self.unavailable >= 1 {
+            Harm::Shrinks
+        } else if !scheduler.surge {
+            Harm::Dissolves
+        } else if self.surge < members {
+            Harm::Hangs
+        } else {
+            Harm::None
+        }
+    }
+
     /// `None` for Recreate.
     fn of(object: &Value, replicas: u64) -> Option<Self> {
         let strategy = FieldPath::of(&["spec", "strategy"]);
@@ -1630,6 +1800,157 @@ mod tests {
         touched["spec"]["revisionHistoryLimit"] = json!(3);
         assert_eq!(verdict(&touched, Some(&with_minimum(7))), Verdict::Warn);
         assert_ne!(verdict(&created(), Some(&with_minimum(7))), Verdict::Deny);
+    }
+
+    fn single(replicas: u64) -> Value {
+        let mut object = written();
+        object["spec"]["replicas"] = json!(replicas);
+        let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+        container["args"] = json!(["--model=m", "-tp=8"]);
+        arrived(object)
+    }
+
+    #[test]
+    fn what_sleeps_at_no_replicas_is_filled_judged_and_kept() {
+        let mut gang = arrived(written());
+        gang["spec"]["replicas"] = json!(0);
+        for (asleep, minimum) in [(single(0), "1"), (gang, "8")] {
+            assert_eq!(verdict(&asleep, None), Verdict::Deny);
+            let made = mutated(&asleep, None);
+            assert_eq!(made["metadata"]["annotations"][MINIMUM], minimum);
+            assert_ne!(
+                verdict(&made, None),
+                Verdict::Deny,
+                "KEDA wakes it as it is"
+            );
+            // The file that was created is put again, and again when it was scaled meanwhile.
+            for replicas in [0, 3, 8, 16] {
+                let mut held = made.clone();
+                held["spec"]["replicas"] = json!(replicas);
+                let mut file = asleep.clone();
+                file["spec"]["replicas"] = json!(replicas);
+                let put = mutated(&file, Some(&held));
+                let pods = |object: &Value| object["spec"]["template"]["spec"].clone();
+                assert_eq!(pods(&put)["schedulerName"], pods(&held)["schedulerName"]);
+                assert_eq!(put["metadata"], held["metadata"]);
+                assert_eq!(put["spec"]["strategy"], held["spec"]["strategy"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_violator_that_was_scaled_to_nothing_may_come_back() {
+        assert_eq!(verdict(&single(1), Some(&single(0))), Verdict::Warn);
+        let mut gang = arrived(written());
+        gang["spec"]["replicas"] = json!(16);
+        assert_eq!(
+            verdict(&arrived(written()), Some(&gang)),
+            Verdict::Warn,
+            "an HPA made it 16"
+        );
+    }
+
+    #[test]
+    fn one_old_fault_excuses_no_other() {
+        let without_queue = |mut object: Value| {
+            object["metadata"]["labels"] = json!({});
+            object
+        };
+        let dissolved = |mut object: Value| {
+            object["metadata"]["annotations"] = json!({});
+            object["spec"]["template"]["spec"]["schedulerName"] = json!("default-scheduler");
+            object
+        };
+        let old = without_queue(created());
+        assert_eq!(verdict(&old, None), Verdict::Deny);
+        assert_eq!(verdict(&dissolved(old.clone()), Some(&old)), Verdict::Deny);
+        // The minimum alone, while the pods are elsewhere anyway.
+        let mut old = created();
+        old["spec"]["template"]["spec"]["schedulerName"] = json!("default-scheduler");
+        assert_eq!(verdict(&dissolved(old.clone()), Some(&old)), Verdict::Deny);
+        // A shape that a scaler left behind.
+        let mut old = created();
+        old["spec"]["replicas"] = json!(7);
+        assert_eq!(verdict(&dissolved(old.clone()), Some(&old)), Verdict::Deny);
+        // A queue that is there, and one that is not.
+        let mut touched = without_queue(created());
+        touched["spec"]["revisionHistoryLimit"] = json!(3);
+        let old = without_queue(created());
+        assert_eq!(verdict(&touched, Some(&old)), Verdict::Warn);
+    }
+
+    #[test]
+    fn each_fault_of_a_group_made_by_others_is_its_own() {
+        let with = |owner: Value, template: Value| {
+            let mut object = created();
+            object["metadata"]["annotations"] = owner;
+            object["spec"]["template"]["metadata"]["annotations"] = template;
+            object
+        };
+        let skip = "kai.scheduler/skip-podgrouper";
+        let whole = with(json!({skip: "true"}), json!({"pod-group-name": "llm"}));
+        assert_eq!(
+            verdict(&whole, None),
+            Verdict::Warn,
+            "the group is not seen"
+        );
+        let overwritten = with(json!({}), json!({"pod-group-name": "llm"}));
+        let nameless = with(json!({skip: "true"}), json!({}));
+        for (old, new) in [
+            (&whole, &overwritten),
+            (&whole, &nameless),
+            (&overwritten, &nameless),
+            (&nameless, &overwritten),
+        ] {
+            assert_eq!(verdict(new, Some(old)), Verdict::Deny, "{new}");
+        }
+    }
+
+    #[test]
+    fn a_minimum_of_single_pods_that_gets_worse_is_denied() {
+        let with = |minimum: &str, replicas: u64| {
+            let mut object = mutated(&single(replicas), None);
+            object["metadata"]["annotations"][MINIMUM] = json!(minimum);
+            object
+        };
+        assert_eq!(verdict(&with("4", 4), None), Verdict::Warn);
+        assert_eq!(verdict(&with("x", 4), Some(&with("4", 4))), Verdict::Deny);
+        assert_eq!(verdict(&with("5", 4), Some(&with("4", 4))), Verdict::Deny);
+        assert_eq!(verdict(&with("x", 4), Some(&with("5", 4))), Verdict::Deny);
+    }
+
+    #[test]
+    fn rays_autoscaler_is_never_locked_out() {
+        let ray = |replicas: u64, scheduler: &str| {
+            let pod = |args: &[&str]| {
+                json!({"spec": {"schedulerName": scheduler, "containers": [{
+                    "name": "ray", "image": "vllm/vllm-openai:v0.11.0",
+                    "command": ["sh", "-c", args.join(" ")],
+                    "resources": {"limits": {"nvidia.com/gpu": 8}}
+                }]}})
+            };
+            json!({
+                "apiVersion": "ray.io/v1", "kind": "RayCluster",
+                "metadata": {"name": "llm", "labels": {"kai.scheduler/queue": "llm"}},
+                "spec": {
+                    "enableInTreeAutoscaling": true,
+                    "headGroupSpec": {"template": pod(&["ray start --head && vllm serve m -tp 8 -pp 2"])},
+                    "workerGroupSpecs": [{
+                        "groupName": "gpu", "replicas": replicas,
+                        "minReplicas": 1, "maxReplicas": 8,
+                        "template": pod(&["ray start --block"])
+                    }]
+                }
+            })
+        };
+        let clean = |replicas| ray(replicas, "kai-scheduler");
+        let bad = |replicas| ray(replicas, "default-scheduler");
+        assert_ne!(verdict(&clean(2), Some(&clean(1))), Verdict::Deny);
+        assert_eq!(verdict(&bad(1), None), Verdict::Deny);
+        assert_eq!(verdict(&bad(3), Some(&bad(1))), Verdict::Warn);
+        let mut asleep = bad(0);
+        asleep["spec"]["workerGroupSpecs"][0]["minReplicas"] = json!(0);
+        assert_eq!(verdict(&bad(1), Some(&asleep)), Verdict::Warn);
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
     let Some(serving) = cx.serving() else {
         return;
     };
-    for set in serving.workload.pods.iter().filter(|set| set.count > 0) {
+    for set in serving.workload.live_sets() {
         if set
             .template
             .accelerators(cx.policy.catalog().engines())
@@ -156,7 +156,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
     let Some(serving) = cx.serving() else {
         return;
     };
-    for set in serving.workload.pods.iter().filter(|set| set.count > 0) {
+    for set in serving.workload.live_sets() {
         if set
             .template
             .accelerators(cx.policy.catalog().engines())
@@ -368,7 +368,13 @@ mod tests {
         // An update restores what was filled and fills nothing anew.
         let mut held = arrived(Some(silent.clone()));
         held["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(180);
-        assert!(filled(arrived(None), Some(held)));
+        assert!(filled(arrived(None), Some(held.clone())));
+        let asleep = |mut object: Value| {
+            object["spec"]["replicas"] = json!(0);
+            object
+        };
+        assert!(filled(asleep(arrived(Some(silent.clone()))), None));
+        assert!(filled(asleep(arrived(None)), Some(asleep(held.clone()))));
         let mut changed = arrived(Some(silent.clone()));
         changed["spec"]["replicas"] = json!(2);
         assert!(!filled(changed, Some(arrived(Some(silent)))));
