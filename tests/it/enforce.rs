@@ -33,7 +33,7 @@ impl Guarded {
     }
 }
 
-/// Makes a queue of KAI's: a workload that names one that is not there is denied.
+/// Makes a queue of KAI's: a workload that names one that is not there is warned of it.
 pub(crate) fn queue(cluster: &Cluster, name: &str) -> Result<()> {
     let queue = json!({
         "apiVersion": "scheduling.run.ai/v2", "kind": "Queue", "metadata": {"name": name},

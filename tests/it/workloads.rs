@@ -39,7 +39,7 @@ const ONE_POD: &[&str] = &["--tensor-parallel-size=8"];
 const TWO_PODS: &[&str] = &["-tp=8", "-pp=2", "--nnodes=2", "--master-addr=llm-0.llm"];
 
 /// A workload in the queue `llm`.
-fn workload(api: &str, kind: &str, name: &str, spec: Value) -> Value {
+fn workload(api: &str, kind: &str, name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": api, "kind": kind,
         "metadata": {"name": name, "labels": {"kai.scheduler/queue": "llm"}},
@@ -50,7 +50,7 @@ fn workload(api: &str, kind: &str, name: &str, spec: Value) -> Value {
 fn deployment(name: &str, replicas: u64, args: &[&str]) -> Value {
     let selector = json!({"matchLabels": {"app": "llm"}});
     let spec = json!({"replicas": replicas, "selector": selector, "template": template(args)});
-    workload("apps/v1", "Deployment", name, spec)
+    workload("apps/v1", "Deployment", name, &spec)
 }
 
 fn stateful_set(name: &str, replicas: u64, args: &[&str]) -> Value {
@@ -68,7 +68,7 @@ fn job(name: &str, pods: u64, args: &[&str]) -> Value {
         "parallelism": pods, "completions": pods, "completionMode": "Indexed",
         "template": template,
     });
-    workload("batch/v1", "Job", name, spec)
+    workload("batch/v1", "Job", name, &spec)
 }
 
 fn leader_worker_set(name: &str, groups: u64) -> Value {
@@ -79,7 +79,12 @@ fn leader_worker_set(name: &str, groups: u64) -> Value {
             "size": 2, "leaderTemplate": template(&args), "workerTemplate": template(&args),
         },
     });
-    workload("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", name, spec)
+    workload(
+        "leaderworkerset.x-k8s.io/v1",
+        "LeaderWorkerSet",
+        name,
+        &spec,
+    )
 }
 
 fn without_queue(mut object: Value) -> Value {
@@ -176,10 +181,8 @@ fn is_denied(kubectl: &Kubectl, object: &Value, rule: &str, says: &[&str]) -> Re
 /// The YAML that the last cause of a denial says to write.
 fn instead(denial: &str) -> String {
     let (_, rest) = denial.rsplit_once("write instead:\n").unwrap();
-    rest.lines()
-        .take_while(|line| line.starts_with("    "))
-        .map(|line| format!("{}\n", &line[4..]))
-        .collect()
+    let lines = rest.lines().map_while(|line| line.strip_prefix("    "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[test]

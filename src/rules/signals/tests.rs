@@ -269,7 +269,7 @@ fn a_single_pod_may_stay_elsewhere_where_kai_is_known_not_to_run() {
 }
 
 #[test]
-fn a_queue_that_is_known_not_to_exist_is_denied() {
+fn a_queue_that_is_not_there_yet_is_warned_of() {
     let mut pod = server();
     pod["metadata"]["labels"] = json!({"kai.scheduler/queue": "research"});
     pod["spec"]["template"]["spec"]["schedulerName"] = json!("kai-scheduler");
@@ -278,7 +278,7 @@ fn a_queue_that_is_known_not_to_exist_is_denied() {
     container["resources"]["limits"]["nvidia.com/gpu"] = json!(8);
     let of = |facts: &Facts| level("gang-scheduling", facts, &pod, None);
     assert_eq!(of(&Facts::unknown()), None);
-    assert_eq!(of(&cluster(&[Watched::Queue], &[])), Some(Level::Deny));
+    assert_eq!(of(&cluster(&[Watched::Queue], &[])), Some(Level::Warn));
     let queue = json!({"metadata": {"name": "research"}});
     let known = cluster(&[Watched::Queue], &[(Watched::Queue, queue)]);
     assert_eq!(of(&known), None);

@@ -543,11 +543,16 @@ impl<'c, 'a> Case<'c, 'a> {
         }
         let (value, message, worse) = match queue {
             QueueState::Settled => return,
-            QueueState::Nowhere(name) => (
-                Some(Value::from(name)),
-                format!("There is no queue \"{name}\": its pods are never scheduled."),
-                2,
-            ),
+            // What is applied together may arrive in any order, and a watch is a moment behind.
+            QueueState::Nowhere(name) => {
+                let message = format!(
+                    "There is no queue \"{name}\" yet: without it the pods are never scheduled."
+                );
+                let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
+                    .value(name)
+                    .fingerprint(self.fingerprint("queue-absent", members));
+                return out.report_at(level.min(Level::Warn), finding);
+            }
             QueueState::Missing | QueueState::Mapped(_) if placed => (
                 None,
                 format!(
@@ -840,8 +845,10 @@ impl<'c, 'a> Case<'c, 'a> {
                 .value(name)
                 .confidence(Confidence::Unknown),
             ),
-            Known::Absent => out.report(
-                finding("external-absent", format!("There is no PodGroup \"{name}\": the pods are never scheduled."))
+            // What is applied together may arrive in any order, and a watch is a moment behind.
+            Known::Absent => out.report_at(
+                Level::Warn,
+                finding("external-absent", format!("There is no PodGroup \"{name}\" yet: without it the pods are never scheduled."))
                     .value(name),
             ),
             Known::Present(group) => {
@@ -976,10 +983,13 @@ impl<'c, 'a> Case<'c, 'a> {
                     );
                 }
             }
-            Known::Absent => out.report(
+            Known::Absent => out.report_at(
+                Level::Warn,
                 finding(
                     "reference-absent",
-                    format!("There is no PodGroup \"{name}\": the pods stay Pending."),
+                    format!(
+                        "There is no PodGroup \"{name}\" yet: without it the pods stay Pending."
+                    ),
                 )
                 .value(name),
             ),
@@ -1149,9 +1159,9 @@ impl<'c, 'a> Case<'c, 'a> {
             schedulers.push(path);
         }
         let queue = match self.queue() {
-            QueueState::Settled => None,
+            QueueState::Settled | QueueState::Nowhere(_) => None,
             QueueState::Mapped(name) => Some(name),
-            QueueState::Missing | QueueState::Nowhere(_) => return,
+            QueueState::Missing => return,
         };
         let key = self.minimum_key();
         let minimum_silent = match key.map(|key| (self.serving.workload.annotation(key), key)) {
@@ -1327,8 +1337,8 @@ impl<'c, 'a> Case<'c, 'a> {
         if let Some(path) = self.queue_key() {
             let name = match self.queue() {
                 QueueState::Mapped(name) => Some(name),
-                QueueState::Missing | QueueState::Nowhere(_) => Some("<leaf queue>"),
-                QueueState::Settled => None,
+                QueueState::Missing => Some("<leaf queue>"),
+                QueueState::Settled | QueueState::Nowhere(_) => None,
             };
             if let Some(name) = name {
                 put(&mut out, &path, Value::from(name));
