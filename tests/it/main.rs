@@ -22,5 +22,6 @@ mod node_pools;
 mod ratchet;
 mod registration;
 mod serve;
+mod signals;
 mod targets;
 mod workloads;
