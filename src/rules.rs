@@ -13,6 +13,7 @@ use crate::{
     facts::Facts,
     finding::{FieldPath, Finding, Level},
     policy::Policy,
+    signal::{self, Source},
     subject::{Subject, workload::Serving},
 };
 
@@ -221,6 +222,7 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 #[derive(Debug, Default)]
 pub struct Memo<'a> {
     serving: OnceCell<Option<Serving<'a>>>,
+    sources: OnceCell<Vec<Source>>,
 }
 
 impl<'a, P: ?Sized> Context<'a, P> {
@@ -230,6 +232,13 @@ impl<'a, P: ?Sized> Context<'a, P> {
             .serving
             .get_or_init(|| Serving::of(self.subject, self.facts, self.policy.catalog().engines()))
             .as_ref()
+    }
+
+    /// What the object scales on, if it is an autoscaler.
+    pub fn sources(&self) -> &'a [Source] {
+        self.memo
+            .sources
+            .get_or_init(|| signal::sources(self.policy.catalog().metrics(), self.subject))
     }
 }
 

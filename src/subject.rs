@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod autoscaling_policy;
 pub mod duration;
 pub mod gpu;
 pub mod hpa;
 pub mod node_pool;
+pub mod pod_autoscaler;
 pub mod pod_template;
 pub mod quantity;
 pub mod requirement;

@@ -130,11 +130,84 @@ pub struct Choice {
     pub values: BTreeMap<String, Meaning>,
 }
 
+/// What to scale a model server on, by its engine.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replacement {
+    /// Whose metrics these are, as in the rows of metrics.
+    pub exporter: String,
+    /// The engines' titles.
+    pub engines: Vec<String>,
+    /// A word that the image has to have as well.
+    pub image: Option<String>,
+    /// Words of names that tell the engine.
+    pub words: Vec<String>,
+    /// Requests that wait.
+    pub queue: Vec<Candidate>,
+    /// Use of the KV cache.
+    pub cache: Vec<Candidate>,
+    /// Requests that run, for engines that do not export the use of their cache.
+    pub batch: Vec<Candidate>,
+    /// The flag without which the engine exports nothing.
+    pub switch: Option<String>,
+    /// It is measured in front of the engine.
+    pub gateway: bool,
+    /// Where this was read.
+    pub source: String,
+    /// When it was last checked against the source.
+    pub checked: String,
+}
+
+/// A metric to scale on.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// Its name.
+    pub metric: String,
+    /// The version of the engine that first had it; none where all have.
+    pub since: Option<String>,
+    /// Labels that select the series that is meant.
+    #[serde(default)]
+    pub select: BTreeMap<String, String>,
+    /// What AIBrix calls it.
+    pub aibrix: Option<String>,
+}
+
+/// A version as its numbers; what is not one is none.
+pub fn version(text: &str) -> Option<Vec<u32>> {
+    let text = text.strip_prefix('v').unwrap_or(text);
+    let numbers: Vec<u32> = text
+        .split('.')
+        .map_while(|part| {
+            let digits = part
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(part.len());
+            part.get(..digits)?.parse().ok()
+        })
+        .collect();
+    // One number alone is as likely the start of a hash or of a date.
+    (numbers.len() > 1).then_some(numbers)
+}
+
+impl Candidate {
+    /// The one of several for an engine of a version; a version that is not known is a new one.
+    pub fn of<'c>(all: &'c [Self], engine: Option<&[u32]>) -> Option<&'c Self> {
+        let reached = |candidate: &&Self| {
+            let since = candidate.since.as_deref().and_then(version);
+            since
+                .zip(engine)
+                .is_none_or(|(since, engine)| engine >= since.as_slice())
+        };
+        all.iter().find(reached).or(all.last())
+    }
+}
+
 /// The shape of the catalogue file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     metrics: Vec<MetricRow>,
+    replacements: Vec<Replacement>,
     scalers: Vec<Scaler>,
 }
 
@@ -170,8 +243,6 @@ struct Entry {
     meaning: Meaning,
     exporter: String,
     when: Vec<(String, String)>,
-    /// The first name, as written.
-    first: String,
 }
 
 /// Names by spelling, patterns in order.
@@ -190,6 +261,7 @@ pub struct MetricCatalog {
     /// A site's rows: they overrule the shipped ones.
     site: Layer,
     builtin: Layer,
+    replacements: Vec<Replacement>,
     scalers: Vec<Scaler>,
 }
 
@@ -215,6 +287,7 @@ impl MetricCatalog {
         Ok(Self {
             site: Layer::default(),
             builtin,
+            replacements: file.replacements,
             scalers: file.scalers,
         })
     }
@@ -257,14 +330,10 @@ impl MetricCatalog {
             .or_else(|| self.builtin.find(name, labels))
     }
 
-    /// The metric that an exporter's users should scale on, of those with a meaning.
-    pub fn recommend(&self, exporter: &str, meaning: Meaning) -> Option<&str> {
-        let of = |entry: &Entry| entry.exporter == exporter && entry.meaning == meaning;
-        self.builtin
-            .entries
-            .iter()
-            .find(|entry| of(entry))
-            .map(|entry| entry.first.as_str())
+    /// What to scale on instead: the first row for where nothing tells the engine, the last for
+    /// engines that no row names.
+    pub fn replacements(&self) -> &[Replacement] {
+        &self.replacements
     }
 
     /// The scaler that an external trigger's address belongs to.
@@ -307,11 +376,6 @@ impl Layer {
                 .iter()
                 .map(|(key, value)| (Name::new(key).spelling(), value.clone()))
                 .collect(),
-            first: row
-                .names
-                .first()
-                .and_then(|name| expand(name)?.into_iter().next())
-                .unwrap_or_default(),
         });
         for written in &row.names {
             let all = expand(written).ok_or_else(|| RowError::Pattern(written.clone()))?;
@@ -483,6 +547,51 @@ mod tests {
                 row.names
             );
             assert_eq!(row.checked.len(), "2026-11".len(), "{:?}", row.names);
+        }
+    }
+
+    #[test]
+    fn every_replacement_is_a_good_signal_of_an_engine_that_is_known() {
+        let catalog = MetricCatalog::builtin();
+        let titles: Vec<&str> = crate::catalog::engines::Engines::builtin()
+            .engines
+            .iter()
+            .map(|engine| engine.title.as_str())
+            .collect();
+        for row in catalog.replacements() {
+            assert!(!row.source.is_empty() && !row.queue.is_empty(), "{row:?}");
+            assert_eq!(row.checked.len(), "2026-11".len(), "{row:?}");
+            for engine in &row.engines {
+                assert!(titles.contains(&engine.as_str()), "{engine}");
+            }
+            for candidate in row.queue.iter().chain(&row.cache).chain(&row.batch) {
+                for name in [&candidate.metric].into_iter().chain(&candidate.aibrix) {
+                    let signal = classify(catalog, name, &[]);
+                    assert_eq!(signal.class, Class::Serving, "{name}");
+                }
+                if let Some(since) = &candidate.since {
+                    assert!(version(since).is_some(), "{since}");
+                }
+            }
+        }
+        let first = catalog.replacements().first().unwrap();
+        assert_eq!(first.exporter, "vLLM");
+        assert!(catalog.replacements().last().unwrap().gateway);
+    }
+
+    #[test]
+    fn versions_are_told_from_other_words_of_a_tag() {
+        for (text, numbers) in [
+            ("v0.9.2", Some(vec![0, 9, 2])),
+            ("0.8.5.post1", Some(vec![0, 8, 5])),
+            ("26.02", Some(vec![26, 2])),
+            ("0.11.0rc3", Some(vec![0, 11, 0])),
+            ("latest", None),
+            ("0b51c3", None),
+            ("20250601", None),
+            ("", None),
+        ] {
+            assert_eq!(version(text), numbers, "{text}");
         }
     }
 

@@ -66,6 +66,35 @@ pub static SCALED_JOB: Kind = Kind {
     relevance: Relevance::Always,
 };
 
+/// AIBrix's PodAutoscaler (autoscaling.aibrix.ai/v1alpha1, v0.5).
+pub static POD_AUTOSCALER: Kind = Kind {
+    group: "autoscaling.aibrix.ai",
+    kind: "PodAutoscaler",
+    resource: "podautoscalers",
+    versions: &["v1alpha1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// kthena's AutoscalingPolicy (workload.serving.volcano.sh/v1alpha1).
+pub static AUTOSCALING_POLICY: Kind = Kind {
+    group: "workload.serving.volcano.sh",
+    kind: "AutoscalingPolicy",
+    resource: "autoscalingpolicies",
+    versions: &["v1alpha1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// Everything that says what to scale on.
+pub static AUTOSCALERS: &[&Kind] = &[
+    &HORIZONTAL_POD_AUTOSCALER,
+    &SCALED_OBJECT,
+    &SCALED_JOB,
+    &POD_AUTOSCALER,
+    &AUTOSCALING_POLICY,
+];
+
 /// The built-in Deployment.
 pub static DEPLOYMENT: Kind = Kind {
     group: "apps",

@@ -1,13 +1,15 @@
 //! Every metric source of an autoscaler, judged once for all signal rules.
 
-use super::{Class, Doubt, Name, Signal, advice, classify, classify_query, vocabulary};
+use super::{Class, Dialect, Doubt, Name, Signal, advice, classify, classify_query, vocabulary};
 use crate::{
     catalog::metrics::{Meaning, MetricCatalog, Scaler},
     finding::{FieldPath, Finding, Level},
     rules::{Context, Findings},
     subject::{
         Subject,
+        autoscaling_policy::{self, Fetch, PolicyMetric},
         hpa::{self, MetricSource, SourceType},
+        pod_autoscaler::{self, PodMetric},
         scaled_object::{self, How, Reading, Trigger},
     },
 };
@@ -37,6 +39,10 @@ pub enum Shape {
     Metric(SourceType),
     /// A trigger of KEDA.
     Trigger(Box<Trigger>),
+    /// A metric source of AIBrix.
+    PodMetric(Box<PodMetric>),
+    /// A metric of kthena.
+    PolicyMetric(Box<PolicyMetric>),
 }
 
 impl Source {
@@ -45,6 +51,11 @@ impl Source {
         match &self.shape {
             Shape::Metric(source) => source.as_str(),
             Shape::Trigger(trigger) => &trigger.kind,
+            Shape::PodMetric(metric) => &metric.source,
+            Shape::PolicyMetric(metric) => match metric.how {
+                Fetch::Listed(_) | Fetch::Pod(_) => "pod",
+                Fetch::Prometheus(_) => "prometheus",
+            },
         }
     }
 }
@@ -61,6 +72,18 @@ pub fn sources(catalog: &MetricCatalog, subject: &Subject) -> Vec<Source> {
             .into_iter()
             .flat_map(|trigger| of_trigger(catalog, &trigger))
             .collect(),
+        "PodAutoscaler" if subject.group() == pod_autoscaler::GROUP => {
+            pod_autoscaler::metrics(subject)
+                .into_iter()
+                .map(|metric| of_pod_metric(catalog, metric))
+                .collect()
+        }
+        "AutoscalingPolicy" if subject.group() == autoscaling_policy::GROUP => {
+            autoscaling_policy::metrics(subject)
+                .into_iter()
+                .map(|metric| of_policy_metric(catalog, metric))
+                .collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -112,6 +135,39 @@ fn is_exporter(name: &str) -> bool {
     has(&|word| word == "exporter") && has(&vocabulary::is_device)
 }
 
+fn of_pod_metric(catalog: &MetricCatalog, metric: PodMetric) -> Source {
+    let signal = if metric.is_resource() {
+        resource(catalog, &metric.name)
+    } else {
+        classify(catalog, &metric.name, &[])
+    };
+    Source {
+        path: metric.path.clone(),
+        value: metric.name.clone(),
+        signals: vec![signal],
+        note: None,
+        shape: Shape::PodMetric(Box::new(metric)),
+    }
+}
+
+fn of_policy_metric(catalog: &MetricCatalog, metric: PolicyMetric) -> Source {
+    let signals = match metric.how {
+        Fetch::Listed(_) | Fetch::Pod(_) => vec![classify(catalog, &metric.text, &[])],
+        Fetch::Prometheus(_) => classify_query(catalog, Dialect::PromQl, &metric.text),
+    };
+    let inert = metric.unused;
+    Source {
+        path: metric.path.clone(),
+        value: metric.text.clone(),
+        signals: signals
+            .into_iter()
+            .map(|signal| spared(signal, inert))
+            .collect(),
+        note: None,
+        shape: Shape::PolicyMetric(Box::new(metric)),
+    }
+}
+
 fn of_trigger(catalog: &MetricCatalog, trigger: &Trigger) -> Vec<Source> {
     let source =
         |key: Option<&str>, value: &str, signals: Vec<Signal>, note: Option<String>| Source {
@@ -119,7 +175,7 @@ fn of_trigger(catalog: &MetricCatalog, trigger: &Trigger) -> Vec<Source> {
             value: value.to_owned(),
             signals: signals
                 .into_iter()
-                .map(|signal| spared(signal, trigger))
+                .map(|signal| spared(signal, trigger.inert))
                 .collect(),
             note,
             shape: Shape::Trigger(Box::new(trigger.clone())),
@@ -165,13 +221,11 @@ fn of_trigger(catalog: &MetricCatalog, trigger: &Trigger) -> Vec<Source> {
     out
 }
 
-/// A trigger that the scaling formula leaves out does not scale anything.
-fn spared(signal: Signal, trigger: &Trigger) -> Signal {
-    let doubt = signal
-        .doubt
-        .filter(|doubt| doubt.spares() || !trigger.inert);
+/// What nothing uses does not scale anything.
+fn spared(signal: Signal, inert: bool) -> Signal {
+    let doubt = signal.doubt.filter(|doubt| doubt.spares() || !inert);
     Signal {
-        doubt: doubt.or(trigger.inert.then_some(Doubt::Inert)),
+        doubt: doubt.or(inert.then_some(Doubt::Inert)),
         ..signal
     }
 }
@@ -229,9 +283,9 @@ pub(crate) fn report<P>(
     why: impl Fn(&Signal) -> &'static str,
 ) {
     let catalog = cx.policy.catalog().metrics();
-    let sources = sources(catalog, cx.subject);
-    let advice = advice::Advice::new(catalog, cx.facts, cx.subject, &sources);
-    for source in &sources {
+    let sources = cx.sources();
+    let advice = advice::Advice::new(catalog, cx.facts, cx.subject, sources);
+    for source in sources {
         for signal in source.signals.iter().filter(|signal| wanted(signal.class)) {
             // Counting series that cannot be told is counting all the same.
             if signal.class == Class::Opaque && signal.doubt.is_some_and(Doubt::spares) {
@@ -268,7 +322,7 @@ fn message(source: &Source, signal: &Signal, why: &str, advice: &advice::Advice<
             None => format!("what this scales on cannot be told from {name}: {why}"),
         };
     }
-    let remedy = advice.remedy();
+    let remedy = advice.remedy_at(source);
     match signal.doubt {
         None => format!("scales on {name}{whose}: {why}. {remedy}"),
         Some(Doubt::Unparsed) => {
@@ -278,10 +332,16 @@ fn message(source: &Source, signal: &Signal, why: &str, advice: &advice::Advice<
             "only counts the series of {name}{whose}, so that scaling depends on an exporter being \
              scraped; count pods or devices by a metric made for it"
         ),
-        Some(Doubt::Inert) => format!(
-            "reads {name}{whose}, which the scaling formula does not use: {why}, so remove the \
-             trigger before a formula picks it up"
-        ),
+        Some(Doubt::Inert) => {
+            let (user, what) = match source.shape {
+                Shape::PolicyMetric(_) => ("no metric of the policy uses", "source"),
+                _ => ("the scaling formula does not use", "trigger"),
+            };
+            format!(
+                "reads {name}{whose}, which {user}: {why}, so remove the {what} before something \
+                 picks it up"
+            )
+        }
         Some(Doubt::Loose) => format!(
             "may scale on a device: {name} looks like a device metric among words that mean other \
              things; if it is one, {why}. {remedy}"

@@ -23,6 +23,7 @@ mod node_pools;
 mod ratchet;
 mod registration;
 mod serve;
+mod signals;
 mod targets;
 mod v1beta1;
 mod workloads;

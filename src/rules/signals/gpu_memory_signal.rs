@@ -3,10 +3,7 @@
 use crate::{
     catalog::metrics::Meaning,
     declare_rule,
-    rules::{
-        Context, Findings, NoParams,
-        kinds::{HORIZONTAL_POD_AUTOSCALER, SCALED_JOB, SCALED_OBJECT},
-    },
+    rules::{Context, Findings, NoParams, kinds::AUTOSCALERS},
     signal::{self, Class, Signal},
     subject::{ROLE_LABEL, hpa::METRICS_ANNOTATION},
 };
@@ -65,7 +62,7 @@ declare_rule! {
         id: "gpu-memory-signal",
         summary: "An autoscaler scales on GPU memory",
         group: Signals,
-        kinds: &[&HORIZONTAL_POD_AUTOSCALER, &SCALED_OBJECT, &SCALED_JOB],
+        kinds: AUTOSCALERS,
         labels: &[ROLE_LABEL],
         annotations: &[METRICS_ANNOTATION],
         level: Deny,

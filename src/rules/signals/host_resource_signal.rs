@@ -8,7 +8,7 @@ use crate::{
         Context, Findings, NoParams,
         kinds::{HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT},
     },
-    signal::{Advice, Class, Doubt, Shape, Source, sources},
+    signal::{Advice, Class, Doubt, Shape, Source},
     subject::{
         ROLE_LABEL, Subject,
         hpa::{self, METRICS_ANNOTATION, SourceType},
@@ -114,9 +114,9 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         return;
     };
     let catalog = cx.policy.catalog().metrics();
-    let sources = sources(catalog, cx.subject);
-    let advice = Advice::new(catalog, cx.facts, cx.subject, &sources);
-    let only = !has_other(cx.subject, &sources);
+    let sources = cx.sources();
+    let advice = Advice::new(catalog, cx.facts, cx.subject, sources);
+    let only = !has_other(cx.subject, sources);
     let report = |out: &mut Findings, finding: Finding| {
         if only && !is_kedas(cx) {
             out.report(finding.severity(2));

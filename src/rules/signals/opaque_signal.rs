@@ -2,10 +2,7 @@
 
 use crate::{
     declare_rule,
-    rules::{
-        Context, Findings, NoParams,
-        kinds::{HORIZONTAL_POD_AUTOSCALER, SCALED_JOB, SCALED_OBJECT},
-    },
+    rules::{Context, Findings, NoParams, kinds::AUTOSCALERS},
     signal::{self, Class, Signal},
     subject::{ROLE_LABEL, hpa::METRICS_ANNOTATION},
 };
@@ -60,7 +57,7 @@ declare_rule! {
         id: "opaque-signal",
         summary: "What an autoscaler scales on cannot be told",
         group: Signals,
-        kinds: &[&HORIZONTAL_POD_AUTOSCALER, &SCALED_OBJECT, &SCALED_JOB],
+        kinds: AUTOSCALERS,
         labels: &[ROLE_LABEL],
         annotations: &[METRICS_ANNOTATION],
         level: Warn,

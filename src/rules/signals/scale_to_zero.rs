@@ -9,7 +9,7 @@ use crate::{
         Context, Findings, NoParams,
         kinds::{HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT},
     },
-    signal::{Advice, sources, words},
+    signal::{Advice, words},
     subject::WARM_POOL_ANNOTATION,
 };
 
@@ -189,8 +189,8 @@ fn speaks_of_a_server(cx: &Context<'_, NoParams>, target: &Target<'_>) -> Option
             .any(|word| BESIDE.contains(&word.as_str()))
     });
     let catalog = cx.policy.catalog().metrics();
-    let sources = sources(catalog, cx.subject);
-    let advice = Advice::new(catalog, cx.facts, cx.subject, &sources);
+    let sources = cx.sources();
+    let advice = Advice::new(catalog, cx.facts, cx.subject, sources);
     advice.engine().filter(|_| !beside).map(str::to_owned)
 }
 

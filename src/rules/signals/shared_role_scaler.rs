@@ -9,7 +9,7 @@ use crate::{
         Context, Findings, NoParams,
         kinds::{HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT},
     },
-    signal::{Advice, Doubt, Role, Signal, Source, sources, words},
+    signal::{Advice, Doubt, Role, Signal, Source, words},
     subject::{ROLE_LABEL, hpa::METRICS_ANNOTATION},
 };
 
@@ -107,8 +107,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         return;
     };
     let catalog = cx.policy.catalog().metrics();
-    let sources = sources(catalog, cx.subject);
-    let advice = Advice::new(catalog, cx.facts, cx.subject, &sources);
+    let sources = cx.sources();
+    let advice = Advice::new(catalog, cx.facts, cx.subject, sources);
     let read: Vec<(&Source, &Signal, Tells)> = sources
         .iter()
         .flat_map(|source| {
