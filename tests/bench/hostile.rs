@@ -100,14 +100,16 @@ pub(crate) fn queries(length: usize) -> Vec<(&'static str, String)> {
         ("patterns", within("a", " or {__name__=~\".*a.*b\"}", "")),
         ("label patterns", within("a", " or {a=~\"(.{9}){9}\"}", "")),
         ("two patterns of choices", {
-            let many: String = (0..22).map(|number| format!("{number}.*|")).collect();
+            let many = (0..22).fold(String::new(), |many, number| {
+                many + &number.to_string() + ".*|"
+            });
             format!("{{__name__=~\"({many}a)+\"}} + {{__name__=~\"({many}b)+\"}}")
         }),
         (
             "two patterns beside many names",
             format!(
                 "{{__name__=~\".*a.*b.*c\",{}}}",
-                "__name__!~\".*x.*y.*z\",".repeat(1) + &"__name__!=\"x\",".repeat(60)
+                "__name__!~\".*x.*y.*z\",".to_owned() + &"__name__!=\"x\",".repeat(60)
             ),
         ),
         ("datadog", fill("avg:gpu.x{a:b}by{c}+")),
