@@ -8,6 +8,7 @@ mod name;
 mod promql;
 mod sources;
 mod vocabulary;
+mod work;
 
 pub(crate) use advice::{Advice, Role};
 pub use dialect::Dialect;
@@ -17,13 +18,7 @@ pub(crate) use sources::report;
 pub use sources::{Shape, Source, sources};
 
 use crate::catalog::metrics::{Meaning, MetricCatalog};
-
-/// Bytes of a query that are read: autoscalers are written by whoever may write one, and are judged
-/// while the API server waits.
-const LONGEST_QUERY: usize = 8 * 1024;
-
-/// Bytes of a metric name that are read.
-const LONGEST_NAME: usize = 512;
+use work::{LONGEST_NAME, LONGEST_QUERY, spend};
 
 /// What a signal is, as far as the rules tell signals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,7 +99,8 @@ impl Signal {
 
     /// Something of which it cannot be told what it reads.
     pub fn opaque(written: &str) -> Self {
-        let written = head(written.trim(), LONGEST_NAME);
+        // Cut first: to trim is to read.
+        let written = head(head(written, LONGEST_QUERY).trim(), LONGEST_NAME);
         let identity = written.split_whitespace().collect::<Vec<_>>().join(" ");
         Self {
             class: Class::Opaque,
@@ -131,8 +127,11 @@ impl fmt::Display for Signal {
 
 /// What a metric name means. `labels` are those that are known to select its series.
 pub fn classify(catalog: &MetricCatalog, written: &str, labels: &[(String, String)]) -> Signal {
-    let whole = written.trim();
+    let cut = head(written, LONGEST_QUERY);
+    let whole = cut.trim();
     let written = head(whole, LONGEST_NAME);
+    // Its letters are read for words, for the catalogue, and for what the words mean.
+    spend(64 + 8 * written.len());
     let name = Name::new(written);
     let (meaning, exporter) = match catalog.find(&name, labels) {
         Some(known) => (Some(known.meaning), known.exporter),
@@ -156,27 +155,24 @@ fn head(text: &str, most: usize) -> &str {
 
 /// What a PromQL query reads, each series once.
 pub fn classify_promql(catalog: &MetricCatalog, query: &str) -> Vec<Signal> {
-    merge(
-        promql::series(query)
-            .iter()
-            .map(|series| series.classify(catalog))
-            .collect(),
-    )
+    classify_query(catalog, Dialect::PromQl, query)
 }
 
 /// What a query in any language reads, each series once.
 pub fn classify_query(catalog: &MetricCatalog, dialect: Dialect, query: &str) -> Vec<Signal> {
-    match dialect {
-        Dialect::PromQl => classify_promql(catalog, query),
-        other => {
-            let read = head(query, LONGEST_QUERY);
-            let mut signals = dialect::classify(catalog, other, read);
-            if read.len() < query.len() && other != Dialect::Name {
-                signals.push(Signal::opaque(query));
-            }
-            merge(signals)
-        }
+    let read = head(query, LONGEST_QUERY);
+    let cut = read.len() < query.len();
+    let mut signals: Vec<Signal> = match dialect {
+        Dialect::PromQl => promql::series(read, cut)
+            .iter()
+            .map(|series| series.classify(catalog))
+            .collect(),
+        other => dialect::classify(catalog, other, read),
+    };
+    if cut && dialect != Dialect::Name {
+        signals.push(Signal::opaque(query));
     }
+    merge(signals)
 }
 
 /// One signal for each name and class: the one with the least doubt.

@@ -1,10 +1,8 @@
 //! Query languages other than PromQL, by their outline: where the name of a metric stands.
 
-use super::{Class, Doubt, Signal, classify as classify_name, promql::placeholder};
+use super::work::{MOST_WORDS, Placeholders, spend};
+use super::{Class, Doubt, Signal, classify as classify_name};
 use crate::catalog::metrics::{Meaning, MetricCatalog};
-
-/// Words of one query that are looked at; what has more cannot be told.
-pub(super) const MOST_WORDS: usize = 192;
 
 /// The language that a metric source is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,8 +52,11 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
         Dialect::Nrql => outline(clause(query, NRQL_ENDS)),
         _ => outline(query),
     };
-    let more = words.len() > MOST_WORDS;
+    let mut more = words.len() > MOST_WORDS;
     let words = words.get(..MOST_WORDS).unwrap_or(&words);
+    // Quoted texts have words of their own, and all together may be no more.
+    let mut left = MOST_WORDS;
+    let selects = has_select(query);
     match dialect {
         Dialect::Datadog => {
             // `avg:` and the like come before a metric; what has none is a formula over names.
@@ -84,7 +85,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
         }
         Dialect::CloudWatch => {
             let select = outline(clause(query, &["from"]));
-            if has_select(query) {
+            if selects {
                 let names = select
                     .iter()
                     .filter(|word| word.quote != Some('\'') && !word.is_call);
@@ -92,7 +93,10 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
             } else {
                 // SEARCH('{…} MetricName="name"', …) and METRICS(): the words of the search.
                 for word in words.iter().filter(|word| word.is_quoted()) {
-                    let inner = outline(&without_braces(&word.text));
+                    let mut inner = outline(&without_braces(&word.text));
+                    more |= inner.len() > left;
+                    inner.truncate(left);
+                    left -= inner.len();
                     let by_name: Vec<_> = inner
                         .iter()
                         .filter(|word| {
@@ -141,11 +145,11 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 let compared = matches!(word.subject.as_str(), "r._measurement" | "r._field");
                 if compared && word.is_quoted() {
                     out.push(signal(&word.text, &word.functions));
-                } else if !has_select(query) {
+                } else if !selects {
                     out.extend(loose(catalog, &word.text));
                 }
             }
-            if has_select(query) {
+            if selects {
                 let select = outline(clause(query, &["from", "into"]));
                 let names = select
                     .iter()
@@ -171,13 +175,11 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 out.extend(loose(catalog, &word.text));
                 // A query within a query, as JSON carries it.
                 if word.is_quoted() {
-                    let inner = outline(&word.text);
-                    out.extend(
-                        inner
-                            .iter()
-                            .take(MOST_WORDS)
-                            .filter_map(|word| loose(catalog, &word.text)),
-                    );
+                    let mut inner = outline(&word.text);
+                    more |= inner.len() > left;
+                    inner.truncate(left);
+                    left -= inner.len();
+                    out.extend(inner.iter().filter_map(|word| loose(catalog, &word.text)));
                 }
             }
         }
@@ -254,6 +256,7 @@ fn clause<'q>(query: &'q str, ends: &[&str]) -> &'q str {
 /// Where a word stands by itself, in any case.
 fn find_word(text: &str, word: &str) -> Option<usize> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
+    spend(2 * text.len());
     let lower = text.to_ascii_lowercase();
     lower
         .match_indices(word)
@@ -273,10 +276,12 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
 fn without_placeholders(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut quote = None;
+    let mut placeholders = Placeholders::default();
+    spend(text.len());
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         if quote.is_none()
-            && let Some(after) = placeholder(rest)
+            && let Some(after) = placeholders.skip(rest)
         {
             out.push(' ');
             rest = after;
@@ -335,6 +340,7 @@ fn outline(query: &str) -> Vec<Word> {
     let mut functions: Vec<String> = Vec::new();
     let mut before = String::new();
     let mut subject = String::new();
+    spend(query.len());
     let mut rest = query;
     while let Some(c) = rest.chars().next() {
         if out.len() > MOST_WORDS {
@@ -347,6 +353,7 @@ fn outline(query: &str) -> Vec<Word> {
             let (text, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
             let is_call = after.trim_start().starts_with('(');
             if !c.is_ascii_digit() {
+                spend(16 * functions.len() + subject.len() / 16);
                 out.push(Word {
                     text: text.to_owned(),
                     quote: None,

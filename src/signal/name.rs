@@ -1,6 +1,6 @@
 //! Metric names, whatever adapter, cloud or query language they were written for.
 
-use super::promql::placeholder;
+use super::work::{Placeholders, spend};
 
 /// Segments that adapters append to tell a metric's type.
 const TYPES: &[&str] = &[
@@ -170,14 +170,20 @@ fn is_type(segment: &str) -> bool {
 fn without_placeholders(raw: &str) -> (String, bool) {
     let mut text = String::with_capacity(raw.len());
     let mut found = false;
+    let mut placeholders = Placeholders::default();
+    // Without an end there is no `<X>`, however many begin.
+    let last = raw.rfind('>').unwrap_or(0);
     let mut rest = raw;
     while let Some(c) = rest.chars().next() {
         let angled = || {
-            rest.strip_prefix('<')?
+            let body = rest.strip_prefix('<')?;
+            let (inner, after) = body
                 .split_once('>')
-                .map(|(_, after)| after)
+                .filter(|_| raw.len() - rest.len() < last)?;
+            spend(inner.len());
+            Some(after)
         };
-        if let Some(after) = placeholder(rest).or_else(angled) {
+        if let Some(after) = placeholders.skip(rest).or_else(angled) {
             text.push(' ');
             found = true;
             rest = after;

@@ -8,7 +8,8 @@ use promql_parser::label::{MatchOp, Matcher, Matchers};
 use promql_parser::parser::token::{T_COUNT, T_COUNT_VALUES, T_GROUP, T_LAND, T_LUNLESS};
 use promql_parser::parser::{self, Expr, VectorSelector};
 
-use super::{Class, Doubt, LONGEST_QUERY, Signal, classify, dialect::MOST_WORDS, head};
+use super::work::{MOST_WORDS, Placeholders, spend};
+use super::{Class, Doubt, Signal, classify};
 use crate::catalog::metrics::MetricCatalog;
 
 /// Operators, commas and brackets that a query may have and still be parsed.
@@ -58,9 +59,9 @@ enum Use {
     Number,
 }
 
-/// Every series that a query reads.
-pub(super) fn series(query: &str) -> Vec<Series> {
-    let prepared = prepare(query);
+/// Every series that a query reads, or the start of one that was cut off.
+pub(super) fn series(query: &str, cut: bool) -> Vec<Series> {
+    let prepared = prepare(query, cut);
     let mut out: Vec<Series> = prepared
         .costly
         .iter()
@@ -104,8 +105,16 @@ fn matching(catalog: &MetricCatalog, matchers: &[Matcher], labels: &[(String, St
             _ if class.is_device_load() => &mut device,
             _ => continue,
         };
-        if slot.is_none() && matchers.iter().all(|matcher| matcher.is_match(name)) {
-            *slot = Some(name);
+        if slot.is_none() {
+            let mut tried = 0;
+            let all = matchers.iter().all(|matcher| {
+                tried += 1;
+                matcher.is_match(name)
+            });
+            spend(32 * tried);
+            if all {
+                *slot = Some(name);
+            }
         }
     }
     let text = matchers
@@ -281,14 +290,16 @@ struct Prepared {
 
 /// Bounds the query's cost, and puts something parsable in the place of template placeholders and
 /// of regular expressions that do not matter.
-fn prepare(query: &str) -> Prepared {
+fn prepare(query: &str, cut: bool) -> Prepared {
     let unfit = || Prepared {
         query: None,
         costly: Vec::new(),
     };
-    if query.len() > LONGEST_QUERY {
+    if cut {
         return unfit();
     }
+    spend(query.len());
+    let mut placeholders = Placeholders::default();
     let mut out = String::with_capacity(query.len());
     let mut costly = Vec::new();
     let (mut symbols, mut depth, mut deepest, mut patterns) = (0usize, 0usize, 0usize, 0usize);
@@ -299,9 +310,11 @@ fn prepare(query: &str) -> Prepared {
     let mut regex = false;
     let mut rest = query;
     while let Some(c) = rest.chars().next() {
-        if let Some(after) = placeholder(rest) {
+        if let Some(after) = placeholders.skip(rest) {
             // In a selector's name position this becomes a name, anywhere else a name as well.
-            if braces == 0 {
+            // Several in a row are one.
+            if out.ends_with(PLACEHOLDER) {
+            } else if braces == 0 {
                 out.push_str(PLACEHOLDER);
             } else {
                 out.push_str("\"x\"");
@@ -402,6 +415,8 @@ fn prepare(query: &str) -> Prepared {
     }
     let fits = symbols <= MOST_SYMBOLS && deepest <= DEEPEST;
     if fits {
+        // The parser takes time by its text and by the square of its operators.
+        spend(8 * out.len() + symbols * symbols);
         Prepared {
             query: Some(out),
             costly,
@@ -409,21 +424,6 @@ fn prepare(query: &str) -> Prepared {
     } else {
         unfit()
     }
-}
-
-/// The rest after a template's placeholder at the start of `text`.
-pub(super) fn placeholder(text: &str) -> Option<&str> {
-    // Far enough for any expression of a template, and short enough to look for again and again.
-    const LONGEST: usize = 128;
-    for (open, close) in [("${", "}"), ("$(", ")"), ("{{", "}}"), ("[[", "]]")] {
-        if let Some(body) = text.strip_prefix(open) {
-            let end = head(body, LONGEST).find(close)?;
-            return body.get(end + close.len()..);
-        }
-    }
-    let body = text.strip_prefix('$')?;
-    let rest = body.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
-    (rest.len() < body.len()).then_some(rest)
 }
 
 /// The text of a string after its opening quote, and the rest after its closing one.
@@ -472,6 +472,8 @@ fn scan(query: &str) -> Vec<Series> {
             doubt: Some(Doubt::Unparsed),
         });
     };
+    spend(2 * query.len());
+    let mut placeholders = Placeholders::default();
     let mut rest = query;
     let mut word = String::new();
     let mut words = 0_usize;
@@ -486,17 +488,15 @@ fn scan(query: &str) -> Vec<Series> {
             rest = rest.get(1..).unwrap_or("");
             continue;
         }
-        if let Some(after) = placeholder(rest) {
-            word.push_str(PLACEHOLDER);
+        if let Some(after) = placeholders.skip(rest) {
+            if !word.ends_with(PLACEHOLDER) {
+                word.push_str(PLACEHOLDER);
+            }
             rest = after;
             continue;
         }
         if !word.is_empty() {
             words += 1;
-            if words > MOST_WORDS {
-                add(Which::Any("a query of more words than are read".to_owned()));
-                break;
-            }
             before = std::mem::take(&mut word);
             let starts = before
                 .chars()
@@ -506,6 +506,10 @@ fn scan(query: &str) -> Vec<Series> {
                 add(Which::Named(before.clone()));
             }
         }
+        if words > MOST_WORDS {
+            add(Which::Any("a query of more words than are read".to_owned()));
+            break;
+        }
         let Some(c) = next else { break };
         let after = rest.get(c.len_utf8()..).unwrap_or("");
         rest = match c {
@@ -514,7 +518,8 @@ fn scan(query: &str) -> Vec<Series> {
             '[' => after.split_once(']').map_or("", |(_, rest)| rest),
             '{' => {
                 let (body, after) = braces(after);
-                for name in names_in(body) {
+                for name in names_in(body, MOST_WORDS.saturating_sub(words)) {
+                    words += 1;
                     add(Which::Named(name));
                 }
                 after
@@ -554,12 +559,15 @@ fn braces(text: &str) -> (&str, &str) {
 
 /// The metric names that stand in a selector's braces: values of `__name__`, and a quoted name of
 /// its own.
-fn names_in(body: &str) -> Vec<String> {
+fn names_in(body: &str, most: usize) -> Vec<String> {
     let mut out = Vec::new();
     let mut rest = body;
     // What stands before the string at hand: nothing, a label, or a label and an operator.
     let mut matcher = String::new();
-    while let Some(c) = rest.chars().next() {
+    // One more than may be read says that there are more.
+    while out.len() <= most
+        && let Some(c) = rest.chars().next()
+    {
         let after = rest.get(c.len_utf8()..).unwrap_or("");
         match c {
             '"' | '\'' | '`' => {

@@ -277,6 +277,10 @@ fn among(list: &[&str], word: &str) -> bool {
 
 /// Whether a word names an accelerator, with or without its number (`gpu0`).
 pub(super) fn is_device(word: &str) -> bool {
+    // None is shorter, and most words of hostile queries are.
+    if word.len() < 3 {
+        return false;
+    }
     among(DEVICE, word) || among(DEVICE, word.trim_end_matches(|c: char| c.is_ascii_digit()))
 }
 
@@ -288,6 +292,9 @@ fn is_measure(word: &str) -> bool {
 
 /// What the words mean; None where they speak of no device, or of work done on one.
 pub(super) fn meaning(words: &[String]) -> Option<Meaning> {
+    if !words.iter().any(|word| may_speak(word)) {
+        return None;
+    }
     let (rest, cache) = without_cache_phrases(&unglued(words));
     if !rest.iter().any(|word| is_device(word)) {
         return cache.then_some(Meaning::KvUse);
@@ -375,16 +382,24 @@ pub(super) fn meaning(words: &[String]) -> Option<Meaning> {
     Some(Meaning::Unclear)
 }
 
+/// Devices that other words are glued to.
+const GLUED: [&str; 5] = ["vgpu", "gpu", "npu", "xpu", "cuda"];
+
+/// Whether a word may be of a device or of a cache; most are not, and are not looked at further.
+fn may_speak(word: &str) -> bool {
+    is_device(word)
+        || matches!(word, "cache" | "kvcache" | "kvstats")
+        || GLUED.iter().any(|device| word.starts_with(device))
+}
+
 /// `gpuutil` as `gpu`, `util`.
 fn unglued(words: &[String]) -> Vec<String> {
     let mut out = Vec::with_capacity(words.len());
     for word in words {
-        let glued = ["vgpu", "gpu", "npu", "xpu", "cuda"]
-            .iter()
-            .find_map(|device| {
-                let rest = word.strip_prefix(device)?;
-                (is_measure(rest) || among(WORK, rest)).then_some((*device, rest))
-            });
+        let glued = GLUED.iter().find_map(|device| {
+            let rest = word.strip_prefix(device)?;
+            (is_measure(rest) || among(WORK, rest)).then_some((*device, rest))
+        });
         match glued {
             Some((device, rest)) => out.extend([device.to_owned(), rest.to_owned()]),
             None => out.push(word.clone()),

@@ -1,0 +1,59 @@
+//! What reading one query costs, and its bounds: queries are written by whoever may write an
+//! autoscaler, and are judged while the API server waits.
+
+/// Bytes of a query that are read.
+pub(super) const LONGEST_QUERY: usize = 8 * 1024;
+
+/// Bytes of a metric name that are read.
+pub(super) const LONGEST_NAME: usize = 512;
+
+/// Words of one query that are looked at, those in its quoted texts included; what has more cannot
+/// be told.
+pub(super) const MOST_WORDS: usize = 128;
+
+/// Ends of placeholders that are looked for in vain before brackets count as brackets.
+const MOST_OPEN: u32 = 32;
+
+/// The bytes within which a placeholder ends: far enough for any expression of a template.
+const LONGEST_PLACEHOLDER: usize = 128;
+
+/// Takes note of work, in bytes looked at or something as cheap; the test of the bound reads it.
+#[inline]
+pub(super) fn spend(units: usize) {
+    #[cfg(test)]
+    tests::SPENT.with(|spent| spent.set(spent.get() + units));
+    #[cfg(not(test))]
+    let _ = units;
+}
+
+/// Finds the placeholders of one text.
+#[derive(Debug, Default)]
+pub(super) struct Placeholders {
+    open: u32,
+}
+
+impl Placeholders {
+    /// The rest after a template's placeholder at the start of `text`.
+    pub(super) fn skip<'t>(&mut self, text: &'t str) -> Option<&'t str> {
+        for (open, close) in [("${", "}"), ("$(", ")"), ("{{", "}}"), ("[[", "]]")] {
+            if let Some(body) = text.strip_prefix(open) {
+                if self.open >= MOST_OPEN {
+                    return None;
+                }
+                let near = super::head(body, LONGEST_PLACEHOLDER);
+                spend(near.len());
+                let Some(end) = near.find(close) else {
+                    self.open += 1;
+                    return None;
+                };
+                return body.get(end + close.len()..);
+            }
+        }
+        let body = text.strip_prefix('$')?;
+        let rest = body.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        (rest.len() < body.len()).then_some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests;
