@@ -4,6 +4,8 @@
 //! pass that bounds what parsing can cost: promql-parser 0.11.1 takes time quadratic in the number
 //! of operators, compiles every regular expression, and overflows the stack on deep nesting.
 
+use std::fmt::Write as _;
+
 use promql_parser::label::{MatchOp, Matcher, Matchers};
 use promql_parser::parser::token::{T_COUNT, T_COUNT_VALUES, T_GROUP, T_LAND, T_LUNLESS};
 use promql_parser::parser::{self, Expr, VectorSelector};
@@ -29,6 +31,9 @@ const PLACEHOLDER: &str = "gangplank_placeholder";
 
 /// A label that marks a selector whose pattern was taken out: it is judged by the pattern's text.
 const TAKEN_OUT: &str = "gangplank_taken_out";
+
+/// A label in the place of a pattern over another one: a selector may not be empty.
+const PATTERN: &str = "gangplank_pattern";
 
 /// One series of a query.
 #[derive(Clone, Debug)]
@@ -139,6 +144,7 @@ fn matching(catalog: &MetricCatalog, matchers: &[Matcher], labels: &[(String, St
 
 /// What a pattern's own words say.
 fn pattern_text(catalog: &MetricCatalog, text: &str, labels: &[(String, String)]) -> Signal {
+    spend(text.len());
     let words: String = text
         .chars()
         .map(|c| {
@@ -151,6 +157,7 @@ fn pattern_text(catalog: &MetricCatalog, text: &str, labels: &[(String, String)]
         .collect();
     let by_word = words
         .split_whitespace()
+        .take(MOST_WORDS)
         .map(|word| classify(catalog, word, labels));
     // The words together: `.*gpu.*util.*`.
     let whole = classify(catalog, words.trim(), labels);
@@ -334,31 +341,31 @@ fn prepare(query: &str, cut: bool) -> Prepared {
                     return unfit();
                 };
                 let is_name = label == NAME || label.contains('\\');
-                if regex && braces > 0 && is_name {
-                    patterns += 1;
-                    if is_costly(text) || patterns > MOST_PATTERNS {
+                if regex && braces > 0 {
+                    let mut costly_name = false;
+                    if is_name {
+                        patterns += 1;
+                        costly_name = is_costly(text) || patterns > MOST_PATTERNS;
+                    }
+                    // A pattern over another label does not matter, and one over names may cost too
+                    // much: the parser would compile it.
+                    if costly_name || !is_name {
                         let negative = out.trim_end().ends_with("!~");
-                        // Nothing that the parser would have to compile.
                         out.truncate(out.trim_end_matches(['=', '!', '~', ' ']).len());
                         out.push_str("!=\"x\"");
                         if !negative {
-                            costly.push(text.to_owned());
-                            out.push(',');
-                            out.push_str(TAKEN_OUT);
-                            out.push_str("=\"x\"");
+                            let instead = if is_name { TAKEN_OUT } else { PATTERN };
+                            let _ = write!(out, ",{instead}=\"x\"");
+                            costly.extend(is_name.then(|| text.to_owned()));
                         }
                         rest = after;
                         regex = false;
                         continue;
                     }
                 }
-                if regex && braces > 0 && !is_name {
-                    out.push_str("\"x\"");
-                } else {
-                    out.push(c);
-                    out.push_str(text);
-                    out.push(c);
-                }
+                out.push(c);
+                out.push_str(text);
+                out.push(c);
                 text.clone_into(&mut label);
                 regex = false;
                 word.clear();
