@@ -525,8 +525,15 @@ fn glob(mut pattern: &[u8], mut text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
     use super::*;
-    use crate::signal::classify;
+    use crate::{
+        facts::Facts, finding::Verdict, policy::Policy, review::review, signal::classify,
+        subject::Subject,
+    };
 
     fn rows() -> Vec<MetricRow> {
         serde_saphyr::from_str::<File>(BUILTIN).unwrap().metrics
@@ -631,6 +638,65 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What an autoscaler on a metric gets, as the metric of an HPA and in the query of a trigger.
+    fn verdicts(policy: &Policy, name: &str, labels: &[(String, String)]) -> Vec<Verdict> {
+        let selector: serde_json::Map<String, Value> = labels
+            .iter()
+            .map(|(key, value)| (key.clone(), json!(value)))
+            .collect();
+        let hpa = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "x"}, "spec": {"minReplicas": 1, "metrics": [{
+                "type": "External", "external": {"metric": {
+                    "name": name, "selector": {"matchLabels": selector}}}}]}});
+        let matchers: String = labels
+            .iter()
+            .map(|(key, value)| format!(",{}=\"{value}\"", key.replace('.', "_")))
+            .collect();
+        let query = format!("sum({{\"__name__\"=\"{name}\"{matchers}}})");
+        let trigger = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+            "metadata": {"name": "x"}, "spec": {"minReplicaCount": 1, "triggers": [{
+                "type": "prometheus", "metadata": {"query": query, "threshold": "5"}}]}});
+        [hpa, trigger]
+            .into_iter()
+            .map(|object| {
+                let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+                let now = jiff::Timestamp::UNIX_EPOCH;
+                review(policy, &Facts::unknown(), &subject, now).verdict()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_deny_row_denies_and_every_allow_row_allows_in_every_spelling() {
+        let policy = Policy::default();
+        let mut wrong = Vec::new();
+        let (mut denied, mut allowed) = (0, 0);
+        for row in rows() {
+            let meaning = row.meaning.unwrap();
+            let expected = match meaning.class() {
+                class if class.is_device_load() => Verdict::Deny,
+                Class::DeviceOther | Class::Opaque => Verdict::Warn,
+                _ => Verdict::Allow,
+            };
+            let labels: Vec<_> = row.when.clone().into_iter().collect();
+            for name in row.names.iter().flat_map(|name| expand(name).unwrap()) {
+                let name = name.replace('*', "7");
+                let all = spellings(&name);
+                assert!(all.len() >= 3);
+                for spelling in all {
+                    let found = verdicts(&policy, &spelling, &labels);
+                    denied += usize::from(expected == Verdict::Deny);
+                    allowed += usize::from(expected == Verdict::Allow);
+                    if found.iter().any(|found| *found != expected) {
+                        wrong.push(format!("{spelling}: {found:?}, not {expected:?}"));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+        assert!(denied > 1_000 && allowed > 500, "{denied} {allowed}");
     }
 
     #[test]

@@ -41,8 +41,9 @@ impl Placeholders {
                     return None;
                 }
                 let near = super::head(body, LONGEST_PLACEHOLDER);
-                spend(near.len());
-                let Some(end) = near.find(close) else {
+                let end = near.find(close);
+                spend(end.unwrap_or(near.len()));
+                let Some(end) = end else {
                     self.open += 1;
                     return None;
                 };
