@@ -650,10 +650,9 @@ mod tests {
             "metadata": {"name": "x"}, "spec": {"minReplicas": 1, "metrics": [{
                 "type": "External", "external": {"metric": {
                     "name": name, "selector": {"matchLabels": selector}}}}]}});
-        let matchers: String = labels
-            .iter()
-            .map(|(key, value)| format!(",{}=\"{value}\"", key.replace('.', "_")))
-            .collect();
+        let matchers = labels.iter().fold(String::new(), |matchers, (key, value)| {
+            matchers + "," + &key.replace('.', "_") + "=\"" + value + "\""
+        });
         let query = format!("sum({{\"__name__\"=\"{name}\"{matchers}}})");
         let trigger = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
             "metadata": {"name": "x"}, "spec": {"minReplicaCount": 1, "triggers": [{

@@ -52,7 +52,7 @@ declare_rule! {
     ///   ExoticInstanceTypeFilter; issue 8447.
     pub static GPU_CAPABLE_POOL = Rule {
         id: "gpu-capable-pool",
-        summary: "a general pool that may buy GPU nodes without saying so",
+        summary: "A general pool that may buy GPU nodes without saying so",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

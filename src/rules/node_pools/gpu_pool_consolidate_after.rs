@@ -70,7 +70,7 @@ declare_rule! {
     ///   on the node.
     pub static GPU_POOL_CONSOLIDATE_AFTER = Rule {
         id: "gpu-pool-consolidate-after",
-        summary: "a GPU node that is given up after less than an hour without work",
+        summary: "A GPU node that is given up after less than an hour without work",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

@@ -86,7 +86,7 @@ declare_rule! {
     ///   and `types.go`, v1.14.1; designs/balanced-consolidation.md.
     pub static GPU_POOL_CONSOLIDATION = Rule {
         id: "gpu-pool-consolidation",
-        summary: "a consolidation policy that evicts running pods from GPU nodes",
+        summary: "A consolidation policy that evicts running pods from GPU nodes",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

@@ -55,7 +55,7 @@ declare_rule! {
     /// - karpenter.sh v1.14, Concepts, NodePools, spec.limits.
     pub static GPU_POOL_LIMITS = Rule {
         id: "gpu-pool-limits",
-        summary: "a GPU pool that may grow without a limit on GPUs",
+        summary: "A GPU pool that may grow without a limit on GPUs",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

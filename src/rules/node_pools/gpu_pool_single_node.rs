@@ -54,7 +54,7 @@ declare_rule! {
     ///   `pkg/controllers/provisioning/scheduling/scheduler.go` filterByRemainingResources, v1.14.1.
     pub static GPU_POOL_SINGLE_NODE = Rule {
         id: "gpu-pool-single-node",
-        summary: "a GPU pool that can never exceed one node of one type",
+        summary: "A GPU pool that can never exceed one node of one type",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

@@ -61,7 +61,7 @@ declare_rule! {
     ///   replaced by spot under Underutilized.
     pub static GPU_POOL_SPOT_ONLY = Rule {
         id: "gpu-pool-spot-only",
-        summary: "a GPU pool without any capacity but spot",
+        summary: "A GPU pool without any capacity but spot",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],

@@ -65,7 +65,7 @@ declare_rule! {
     /// - NVIDIA/k8s-device-plugin README.md, MIG strategies.
     pub static MIG_MIXED_POOL = Rule {
         id: "mig-mixed-pool",
-        summary: "partitioned and whole GPUs on one pool",
+        summary: "Partitioned and whole GPUs on one pool",
         group: NodePools,
         kinds: &[&kinds::NODE_POOL],
         labels: &[],
