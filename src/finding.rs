@@ -68,6 +68,17 @@ impl FieldPath {
         &self.0
     }
 
+    /// The steps as text, outermost first; an index as its number.
+    pub fn steps(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .map(|segment| match segment {
+                Segment::Key(key) => key.clone(),
+                Segment::Index(index) => index.to_string(),
+            })
+            .collect()
+    }
+
     /// The path of the object or list that holds this one; none for the object itself.
     pub fn parent(&self) -> Option<Self> {
         let (_, above) = self.0.split_last()?;

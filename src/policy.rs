@@ -832,13 +832,7 @@ fn read_rules(
             };
             let params = setting.params.as_ref().map(rule.params.parse).transpose();
             let params = params.map_err(|error| {
-                let mut place = path.key("params");
-                for segment in error.path.segments() {
-                    place = match segment {
-                        crate::finding::Segment::Key(key) => place.key(key),
-                        crate::finding::Segment::Index(index) => place.index(*index),
-                    };
-                }
+                let place = path.key("params").join(&error.path);
                 PolicyError {
                     path: place,
                     message: error.message,

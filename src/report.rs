@@ -81,13 +81,7 @@ impl Origin {
         let Some(item) = self.item else {
             return self.marks.locate(path);
         };
-        let mut whole = FieldPath::of(&["items"]).index(item);
-        for segment in path.segments() {
-            whole = match segment {
-                crate::finding::Segment::Key(key) => whole.key(key),
-                crate::finding::Segment::Index(index) => whole.index(*index),
-            };
-        }
+        let whole = FieldPath::of(&["items"]).index(item).join(path);
         self.marks.locate(&whole)
     }
 }

@@ -152,15 +152,22 @@ fn skip(subject: &Subject) -> Option<Skip> {
 /// objects all day.
 fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
     const NOT_CONTENT: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
-    let content = |value: &Value| {
+    fn content(value: &Value) -> Option<Vec<(&String, &Value)>> {
         value.as_object().map(|members| {
             members
                 .iter()
                 .filter(|(key, _)| !NOT_CONTENT.contains(&key.as_str()))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect::<Vec<_>>()
+                .collect()
         })
-    };
+    }
+    fn exemptions(value: &Value) -> Vec<(&String, &Value)> {
+        at(value, &["metadata", "annotations"])
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| key.starts_with(EXEMPT_PREFIX))
+            .collect()
+    }
     if content(&subject.value) != content(old) {
         return true;
     }
@@ -176,15 +183,6 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
     {
         return true;
     }
-    let exemptions = |value: &Value| {
-        at(value, &["metadata", "annotations"])
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-            .filter(|(key, _)| key.starts_with(EXEMPT_PREFIX))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect::<Vec<_>>()
-    };
     exemptions(&subject.value) != exemptions(old)
 }
 

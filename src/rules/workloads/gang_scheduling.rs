@@ -1148,7 +1148,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 continue;
             }
             let path = Self::scheduler_path(set);
-            let steps = steps(&path);
+            let steps = path.steps();
             let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
             let default = Value::from(DEFAULT_SCHEDULER);
             let block = [(steps.as_slice(), default.clone())];
@@ -1249,7 +1249,7 @@ impl<'c, 'a> Case<'c, 'a> {
         let subject = self.cx.subject;
         let mut restore =
             |path: FieldPath, fill: Value, default: Option<&Value>, message: String| {
-                let steps = steps(&path);
+                let steps = path.steps();
                 let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
                 if carry_over(subject, &steps, &fill, default) {
                     edits.set(path, fill, message);
@@ -1568,16 +1568,6 @@ fn minimum(text: &str) -> Option<u64> {
 
 fn severity(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-fn steps(path: &FieldPath) -> Vec<String> {
-    path.segments()
-        .iter()
-        .map(|segment| match segment {
-            Segment::Key(key) => key.clone(),
-            Segment::Index(index) => index.to_string(),
-        })
-        .collect()
 }
 
 /// Puts a value into a sketch of an object. A list cannot be written in part: the place in it is

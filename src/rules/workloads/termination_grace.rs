@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     declare_rule,
-    finding::{FieldPath, Finding, Segment},
+    finding::{FieldPath, Finding},
     provenance::{carry_over_proven, of_field},
     rules::{Context, Edits, Findings, kinds},
     subject::{
@@ -166,14 +166,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         }
         let needed = Needed::of(&set.template, serving, *cx.params);
         let path = grace_path(&set.template);
-        let steps: Vec<String> = path
-            .segments()
-            .iter()
-            .map(|segment| match segment {
-                Segment::Key(key) => key.clone(),
-                Segment::Index(index) => index.to_string(),
-            })
-            .collect();
+        let steps = path.steps();
         let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
         let default = json!(DEFAULT_GRACE);
         let value = json!(needed.seconds);
