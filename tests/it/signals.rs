@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     enforce::{CLIENTS, denied_by, guard, guarded, reference},
-    harness::{Answer, Assets, Cluster, Gangplank, Kubectl},
+    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
 };
 
 const GPU: &str = "DCGM_FI_DEV_GPU_UTIL";
@@ -262,6 +262,40 @@ fn a_scaled_object_that_is_denied_now_can_still_be_served_and_removed() -> Resul
         UTILIZATION,
     );
     Ok(())
+}
+
+#[test]
+fn the_denial_names_the_metric_of_the_engine_that_the_target_runs() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("teaches")?;
+    let bad = hpa("chat", &[pods(GPU)]).to_string();
+    let dry = ["create", "--dry-run=server", "--filename=-"];
+    let says = |text: &str| -> Result<()> {
+        let said = || {
+            let answer = kubectl.run(&dry, Some(&bad)).ok()?;
+            (!answer.accepted() && answer.stderr.contains(text)).then_some(())
+        };
+        eventually(format_args!("the denial says {text:?}"), SOON, said)
+    };
+    says("name: vllm:num_requests_waiting")?;
+    let server = |image: &str| {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "chat"},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "chat"}}, "template": {
+                "metadata": {"labels": {"app": "chat", "llm-d.ai/role": "decode"}},
+                "spec": {"containers": [{"name": "server", "image": image,
+                    "resources": {"limits": {"nvidia.com/gpu": 1}}}]}}},
+        })
+        .to_string()
+    };
+    // Known from the watch: the engine, its version, and the phase that it serves.
+    kubectl
+        .create(&server("vllm/vllm-openai:v0.8.5"))?
+        .success()?;
+    says("name: vllm:gpu_cache_usage_perc")?;
+    kubectl
+        .replace(&server("lmsysorg/sglang:v0.5.4"))?
+        .success()?;
+    says("name: sglang:token_usage")
 }
 
 /// AIBrix's PodAutoscaler, scaling by itself.
