@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::exempt::Exempted;
+
 /// One step of a [`FieldPath`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
@@ -212,6 +214,11 @@ pub struct Finding {
     pub filled: bool,
     /// The old object had it already, so a denial became a warning.
     pub ratcheted: bool,
+    /// The exemption by which it is let in.
+    pub exempted: Option<Exempted>,
+    /// Of a denial: why the exemption at hand does not count, or how one would be written. Empty
+    /// where there is nothing to say.
+    pub exemption: String,
 }
 
 impl Finding {
@@ -230,6 +237,8 @@ impl Finding {
             severity: 0,
             filled: false,
             ratcheted: false,
+            exempted: None,
+            exemption: String::new(),
         }
     }
 
