@@ -153,7 +153,7 @@ pub fn date(text: &str) -> Result<Date, DateFault> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DateFault {
     /// It has another form.
-    #[error("\"{0}\" is no date as 2027-01-31")]
+    #[error("\"{0}\" is no date of the form 2027-01-31")]
     Form(String),
     /// The calendar does not have it.
     #[error("there is no day {0}")]
@@ -168,6 +168,9 @@ pub struct Malformed(pub Vec<Fault>);
 /// One thing that is wrong with an exemption's text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
+    /// A number, a list or the like, as only a file can hold it.
+    #[error("it is no text; put it in quotes")]
+    NoText,
     /// A part without `=`.
     #[error("\"{0}\" is no key=value pair")]
     NoPair(String),
@@ -192,7 +195,7 @@ pub enum Fault {
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A key that is not there because the reason swallowed it.
-    #[error("{0} stands behind reason and so is part of it; reason comes last")]
+    #[error("{0} stands behind reason, which comes last")]
     Swallowed(&'static str),
     /// A date that is none.
     #[error("{0}")]
@@ -233,10 +236,16 @@ impl<'t> Draft<'t> {
                         .extend(take("reason", &mut draft.reason, value));
                     break;
                 }
-                key => draft.faults.push(Fault::UnknownKey {
-                    key: cut(key, KEY_LIMIT),
-                    meant: nearest(key, ["until", "owner", "reason"]),
-                }),
+                key => {
+                    let meant = nearest(key, ["until", "owner", "reason"]);
+                    match meant {
+                        Some("until") => _ = take("until", &mut draft.until, value),
+                        Some("owner") => _ = take("owner", &mut draft.owner, value),
+                        _ => {}
+                    }
+                    let key = cut(key, KEY_LIMIT);
+                    draft.faults.push(Fault::UnknownKey { key, meant });
+                }
             }
             rest = after;
         }
@@ -256,10 +265,8 @@ impl<'t> Draft<'t> {
                 continue;
             }
             let swallowed = draft.reason.is_some_and(|reason| {
-                reason.split(';').any(|part| {
-                    part.split_once('=')
-                        .is_some_and(|(found, _)| found.trim() == key)
-                })
+                let mut parts = reason.split(';').filter_map(|part| part.split_once('='));
+                parts.any(|(found, _)| found.trim() == key)
             });
             draft.faults.push(if swallowed {
                 Fault::Swallowed(key)
@@ -290,15 +297,33 @@ fn take<'t>(key: &'static str, place: &mut Option<&'t str>, value: &'t str) -> O
 /// How the exemption should be written instead of this text: what can be read of it stays, but its end
 /// only where it is one of the days that a new exemption may name.
 pub fn mended(text: &str, now: Timestamp, max_days: u32) -> String {
-    let draft = Draft::read(text);
+    let Draft {
+        mut until,
+        mut owner,
+        reason,
+        ..
+    } = Draft::read(text);
+    // What stands behind the reason and should not comes to its own place.
+    let mut kept = Vec::new();
+    for part in reason.unwrap_or_default().split(';') {
+        let taken = match part.split_once('=').map(|(key, value)| (key.trim(), value)) {
+            Some(("until", value)) if until.is_none() => take("until", &mut until, value).is_none(),
+            Some(("owner", value)) if owner.is_none() => take("owner", &mut owner, value).is_none(),
+            _ => false,
+        };
+        if !taken {
+            kept.push(part);
+        }
+    }
+    let reason = kept.join(";");
+    let reason = Some(reason.trim()).filter(|reason| !reason.is_empty());
     let (today, latest) = (today(now), latest(now, max_days));
-    let until = draft
-        .until
+    let until = until
         .and_then(|text| date(text).ok())
         .filter(|until| (today..=latest).contains(until))
         .unwrap_or(latest);
-    let owner = draft.owner.unwrap_or("<team>");
-    let reason = draft.reason.unwrap_or("<why>");
+    let owner = owner.unwrap_or("<team>");
+    let reason = reason.unwrap_or("<why>");
     format!("until={until}; owner={owner}; reason={reason}")
 }
 
@@ -333,7 +358,10 @@ impl Annotation<'_> {
     /// # Errors
     /// Every reason for which it is no exemption.
     pub fn terms(&self) -> Result<Terms, Malformed> {
-        Terms::parse(self.value.as_str().unwrap_or_default())
+        match self.value.as_str() {
+            Some(text) => Terms::parse(text),
+            None => Err(Malformed(vec![Fault::NoText])),
+        }
     }
 }
 
