@@ -418,6 +418,15 @@ pub struct Exempted {
     pub level: Level,
 }
 
+/// What there is to say of exemptions to whoever is not exempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Why the exemption at hand does not count.
+    Void(String),
+    /// The annotation that would exempt, as a line of YAML.
+    Annotation(String),
+}
+
 /// The answer to whether the one who writes may exempt from a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {

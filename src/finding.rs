@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::exempt::Exempted;
+use crate::exempt::{Exempted, Hint};
 
 /// One step of a [`FieldPath`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -216,9 +216,8 @@ pub struct Finding {
     pub ratcheted: bool,
     /// The exemption by which it is let in.
     pub exempted: Option<Exempted>,
-    /// Of a denial: why the exemption at hand does not count, or how one would be written. Empty
-    /// where there is nothing to say.
-    pub exemption: String,
+    /// Why it is not exempt, or how it could be.
+    pub hint: Option<Hint>,
 }
 
 impl Finding {
@@ -238,7 +237,7 @@ impl Finding {
             filled: false,
             ratcheted: false,
             exempted: None,
-            exemption: String::new(),
+            hint: None,
         }
     }
 

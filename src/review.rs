@@ -10,7 +10,7 @@ use crate::{
     catalog::controllers::{Controllers, Parent, controller_of, parent_of},
     edit::{Edit, Outcome, Patcher},
     exempt::{
-        self, Exempted,
+        self, Exempted, Hint,
         standing::{Case, Standing, is_claimed},
     },
     facts::Facts,
@@ -178,7 +178,7 @@ fn settle<'f>(
     found: &mut [Finding],
 ) {
     let is_denied = |found: &[Finding]| strongest(found) == Some(Level::Deny);
-    let (mut note, refused) = match standing {
+    let (mut why, refused) = match standing {
         Standing::Good(terms, source) => {
             for finding in found {
                 let level = std::mem::replace(&mut finding.level, Level::Audit);
@@ -190,8 +190,8 @@ fn settle<'f>(
             }
             return;
         }
-        Standing::Void { why, refused, .. } => (why, refused),
-        Standing::None => (String::new(), false),
+        Standing::Void { why, refused, .. } => (Some(why), refused),
+        Standing::None => (None, false),
     };
     if let Some(old) = old
         && case.policy.existing_violations == ExistingViolations::Warn
@@ -200,21 +200,23 @@ fn settle<'f>(
         // A change that brings an exemption which is not granted is not let in for the sake of what
         // was there: the exemption would be there from then on, and nobody would ask again.
         if refused {
-            note.push_str("; without it the change is let in where the fault was there before");
+            why = why.map(|why| {
+                format!("{why}; without it the change is let in where the fault was there before")
+            });
         } else if !case.was_carried(old) {
             ratchet(found, before());
-        } else if note.is_empty() {
-            note = format!(
+        } else if why.is_none() {
+            why = Some(format!(
                 "it was exempt before this change ({}), and is judged like anything new without",
                 exempt::path(case.rule.id)
-            );
+            ));
         }
     }
-    if note.is_empty() && is_denied(found) && case.facts.rights().askable {
-        note = case.advertised();
-    }
+    let hint = why.map(Hint::Void).or_else(|| {
+        (is_denied(found) && case.facts.rights().askable).then(|| case.advertised())
+    });
     for finding in found {
-        finding.exemption.clone_from(&note);
+        finding.hint.clone_from(&hint);
     }
 }
 

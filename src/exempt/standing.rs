@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Grant, PREFIX, Source, Terms, annotation, is_exemptable, latest, path};
+use super::{Grant, Hint, PREFIX, Source, Terms, annotation, is_exemptable, latest, path};
 use crate::{
     facts::Facts,
     finding::Level,
@@ -100,7 +100,9 @@ impl Case<'_> {
         };
         if terms.is_over(now) {
             let Terms { until, owner, .. } = &terms;
-            let why = format!("{place} ended with {until} (owner {owner})");
+            let why = format!(
+                "{place} ended with {until} (owner {owner}); mend the fault, or have its end moved by somebody who may exempt"
+            );
             return Standing::void(why);
         }
         if subject.door == Door::Audit {
@@ -111,7 +113,8 @@ impl Case<'_> {
             return Standing::Good(terms, Source::Annotation);
         }
         if !stood && terms.until > latest(now, policy.exemptions().max_days) {
-            let why = format!("{place} ends too far ahead");
+            let max_days = policy.exemptions().max_days;
+            let why = format!("{place} ends more than {max_days} days ahead");
             return Standing::void(why);
         }
         if subject.door == Door::Check {
@@ -163,12 +166,12 @@ impl Case<'_> {
     }
 
     /// How an exemption from the rule would be written.
-    pub(crate) fn advertised(&self) -> String {
+    pub(crate) fn advertised(&self) -> Hint {
         let until = latest(self.now, self.policy.exemptions().max_days);
-        format!(
-            "who may exempt annotates {PREFIX}{}: \"until={until}; owner=<team>; reason=<why>\"",
+        Hint::Annotation(format!(
+            "{PREFIX}{}: \"until={until}; owner=<team>; reason=<why>\"",
             self.rule.id
-        )
+        ))
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::envelope::{API_VERSION, Refusal};
 use crate::{
-    exempt::{Exempted, Terms},
+    exempt::{Exempted, Hint, Terms},
     finding::{Finding, Level, Verdict},
     policy::Policy,
     review::Review,
@@ -168,9 +168,15 @@ pub fn message(review: &Review) -> String {
         let is_last = all
             .peek()
             .is_none_or(|(position, next)| *position == DENIALS_LIMIT || next.rule != finding.rule);
-        if is_last && !finding.exemption.is_empty() {
-            let note = wrap(&finding.exemption).replace('\n', "\n       ");
-            let _ = write!(text, "\n  exemption: {note}");
+        match finding.hint.as_ref().filter(|_| is_last) {
+            Some(Hint::Void(why)) => {
+                let why = wrap(why).replace('\n', "\n    ");
+                let _ = write!(text, "\n  not exempt:\n    {why}");
+            }
+            Some(Hint::Annotation(line)) => {
+                let _ = write!(text, "\n  who may exempt annotates:\n    {line}");
+            }
+            None => {}
         }
         if all.peek().is_some() {
             text.push_str("\n\n");
@@ -190,10 +196,10 @@ fn exemptions(findings: &[Finding]) -> Vec<String> {
                 let Terms { until, owner, .. } = terms;
                 format!("{rule}: exempt until {until} ({owner}); denied from then on")
             }
-            None if level == Level::Warn && !finding.exemption.is_empty() => {
-                format!("{rule}: {}", finding.exemption)
-            }
-            _ => continue,
+            _ => match &finding.hint {
+                Some(Hint::Void(why)) if level == Level::Warn => format!("{rule}: {why}"),
+                _ => continue,
+            },
         };
         if !lines.contains(&line) {
             lines.push(line);

@@ -4,21 +4,19 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::SystemTime,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
+use axum::{body::Body, http::Request};
 
-use axum_server::{
-    Handle,
-    tls_rustls::{RustlsAcceptor, RustlsConfig},
-};
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use gangplank::{
     cluster::{self, access::Access},
-    exempt::{Grant, Rights},
+    exempt::{Grant, Hint, Rights},
     facts::Facts,
     finding::{Level, Verdict},
     metrics::Metrics,
@@ -38,9 +36,9 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::{
-    enforce::{denied_by, deployment, guard, guarded, hpa, queue},
+    enforce::{CLIENTS, denied_by, deployment, evicting, guarded, hpa, node_pool},
     fixtures::now,
-    harness::{Assets, Cluster, Kubectl, SOON, eventually},
+    harness::{Answer, Assets, Cluster, Kubectl, SOON, eventually},
     serve::get,
 };
 
@@ -309,12 +307,14 @@ fn namespaces_are_exempt_by_the_policy_until_its_date() {
     let (old, new) = (scaler(BAD, ""), touched(scaler(BAD, "")));
     let update = |policy: &Policy| {
         let review = judge(policy, Rights::default(), Some(&old), &new);
-        (outcome(&review, RULE), review.findings[0].exemption.clone())
+        (outcome(&review, RULE), review.findings[0].hint.clone())
     };
     assert_eq!(update(&with("2026-11-22")).0, "denied");
     assert_eq!(
         update(&with("2026-11-22")).1,
-        "the policy's exemptions.namespaces[0] ended with 2026-11-22 (owner team-llm)"
+        Some(Hint::Void(
+            "the policy's exemptions.namespaces[0] ended with 2026-11-22 (owner team-llm)".to_owned()
+        ))
     );
     assert_eq!(
         with("2026-11-22").exemptions().ending(now()),
@@ -421,4 +421,445 @@ fn the_text_of_every_answer() {
         ));
     }
     insta::assert_snapshot!("exemptions", text);
+}
+
+/// A client of a cluster's administrator.
+async fn client(cluster: &Cluster) -> Result<Client> {
+    let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// The time of the tests that move it, in seconds.
+static CLOCK: AtomicI64 = AtomicI64::new(0);
+
+fn clock() -> Timestamp {
+    Timestamp::from_second(CLOCK.load(Ordering::SeqCst)).unwrap()
+}
+
+fn set_clock(text: &str) {
+    let time: Timestamp = text.parse().unwrap();
+    CLOCK.store(time.as_second(), Ordering::SeqCst);
+}
+
+fn desk(client: Client, policy: Policy) -> Desk {
+    let metrics = Arc::new(Metrics::new());
+    let access = Access::new(client, Arc::clone(&metrics));
+    Desk {
+        clock: now,
+        ..Desk::new(policy, metrics).with_access(access)
+    }
+}
+
+/// What the webhook answers to a CREATE by a user.
+async fn ask(desk: &Arc<Desk>, user: &str, object: &Value) -> Result<Value> {
+    let namespace = &object["metadata"]["namespace"];
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "u", "operation": "CREATE", "namespace": namespace,
+            "kind": {"group": "autoscaling", "version": "v2", "kind": "HorizontalPodAutoscaler"},
+            "object": object,
+            "userInfo": {"username": user, "groups": ["system:authenticated"]},
+        },
+    });
+    let request = Request::post("/validate")
+        .header("content-type", "application/json")
+        .body(Body::from(review.to_string()))?;
+    let response = webhook::router(Arc::clone(desk)).oneshot(request).await?;
+    let body = response.into_body().collect().await?.to_bytes();
+    let answer: Value = serde_json::from_slice(&body)?;
+    Ok(answer["response"].clone())
+}
+
+/// Roles in a namespace: alice, bob and the account `controller` may write everything, alice may
+/// exempt, too.
+fn grant(kubectl: &Kubectl) -> Result<()> {
+    let namespace = kubectl.namespace();
+    let role = |name: &str, rules: Value, users: &[&str]| {
+        let subjects: Vec<Value> = users
+            .iter()
+            .map(|user| json!({"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}))
+            .collect();
+        json!({"apiVersion": "v1", "kind": "List", "items": [
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+                "metadata": {"name": name}, "rules": [rules],
+            },
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+                "metadata": {"name": name}, "subjects": subjects,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            },
+        ]})
+    };
+    let everything = json!({"apiGroups": ["*"], "resources": [
+        "horizontalpodautoscalers", "deployments", "statefulsets", "replicasets", "configmaps",
+    ], "verbs": ["*"]});
+    let controller = format!("system:serviceaccount:{namespace}:controller");
+    let writers = role("writers", everything, &["alice", "bob", &controller]);
+    kubectl.create(&writers.to_string())?.success()?;
+    let exempt = json!({
+        "apiGroups": ["gangplank.dev"], "resources": ["rules"], "verbs": ["exempt"],
+        "resourceNames": [RULE, "parallelism-fits-pod"],
+    });
+    kubectl
+        .create(&role("exempters", exempt, &["alice"]).to_string())?
+        .success()?;
+    // The authorizer learns of roles by a watch.
+    let may = |user: &str, verb: &str, what: &str| {
+        let args = ["auth", "can-i", verb, what];
+        let answer = kubectl.as_user(user).run(&args, None);
+        answer.is_ok_and(|answer| answer.accepted())
+    };
+    eventually("the roles are in force", SOON, || {
+        (may("bob", "update", "horizontalpodautoscalers")
+            && may(&controller, "update", "deployments.apps")
+            && may("alice", "exempt", &format!("rules.gangplank.dev/{RULE}")))
+        .then_some(())
+    })
+}
+
+/// An exemption that is good on the day of the test's run.
+fn valid() -> String {
+    let until = gangplank::exempt::latest(Timestamp::now(), 30);
+    format!("until={until}; owner=team-llm; reason=load test; legacy model")
+}
+
+#[test]
+fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("exempt")?;
+    grant(&kubectl)?;
+    let controller = format!("system:serviceaccount:{}:controller", kubectl.namespace());
+    let [alice, bob, controller] =
+        ["alice", "bob", controller.as_str()].map(|user| kubectl.as_user(user));
+    let exempt = annotated(hpa("llm", BAD), KEY, &valid()).to_string();
+
+    for (_, create) in CLIENTS {
+        let answer = create(&bob, &exempt)?;
+        denied_by(&answer, RULE);
+        let says = "user \"bob\" may not exempt from gpu-utilization-signal in namespace exempt-";
+        let text = answer.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(says), "{text}");
+    }
+    let answer = alice.apply(&exempt)?;
+    assert!(answer.accepted(), "{}", answer.stderr);
+    let until = format!("{RULE}: exempt until ");
+    let warned = |answer: &Answer| answer.warnings().iter().any(|line| line.starts_with(&until));
+    assert!(warned(&answer), "{}", answer.stderr);
+
+    // From then on anybody's writes keep it.
+    let change = |replicas: u32| json!({"spec": {"maxReplicas": replicas}});
+    for (replicas, user) in [(5, &bob), (6, &controller), (7, &alice)] {
+        let answer = user.patch("hpa/llm", &change(replicas))?;
+        assert!(answer.accepted() && warned(&answer), "{}", answer.stderr);
+    }
+    assert!(bob.apply(&exempt)?.accepted());
+
+    // But not a longer one, or none.
+    let longer = valid().replace("load test", "and another load test");
+    for user in [&bob, &controller] {
+        denied_by(&user.annotate("hpa/llm", &format!("{KEY}={longer}"))?, RULE);
+        let answer = user.annotate("hpa/llm", &format!("{KEY}-"))?;
+        denied_by(&answer, RULE);
+        assert!(answer.stderr.contains("it was exempt before this change"));
+    }
+    assert!(alice.annotate("hpa/llm", &format!("{KEY}={longer}"))?.accepted());
+
+    // Nor one that cannot be read.
+    let answer = alice.annotate("hpa/llm", &format!("{KEY}=until=soon"))?;
+    assert!(answer.stderr.contains("exemption-malformed: "), "{}", answer.stderr);
+    assert!(!answer.accepted());
+    let misspelt = "exempt.gangplank.dev/gpu-utilisation-signal";
+    let answer = alice.annotate("hpa/llm", &format!("{misspelt}={}", valid()))?;
+    assert!(answer.stderr.contains("did you mean gpu-utilization-signal?"), "{}", answer.stderr);
+
+    let metrics = get(&guarded()?.gangplank, "/metrics")?.1;
+    let used = "gangplank_exemptions_used_total{rule=\"gpu-utilization-signal\",source=\"annotation\"}";
+    assert!(metrics.contains(used), "{metrics}");
+    assert!(metrics.contains("gangplank_exemption_access_reviews_total{result=\"refused\"}"));
+    Ok(())
+}
+
+#[test]
+fn an_exemption_does_not_travel_into_another_namespace() -> Result<()> {
+    let cluster = &guarded()?.cluster;
+    let (here, there) = (cluster.namespace("chart")?, cluster.namespace("copy")?);
+    grant(&here)?;
+    let exempt = annotated(hpa("llm", BAD), KEY, &valid());
+    here.as_user("alice").create(&exempt.to_string())?.success()?;
+    // Whoever renders the same chart there may write, and alice may exempt here only.
+    let writers = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "writers"},
+        "subjects": [
+            {"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"},
+            {"kind": "User", "name": "bob", "apiGroup": "rbac.authorization.k8s.io"},
+        ],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+    });
+    there.create(&writers.to_string())?.success()?;
+    for user in ["alice", "bob"] {
+        let user = there.as_user(user);
+        eventually("the role is in force", SOON, || {
+            let args = ["auth", "can-i", "--quiet", "update", "horizontalpodautoscalers"];
+            user.run(&args, None)
+                .is_ok_and(|answer| answer.accepted())
+                .then_some(())
+        })?;
+        denied_by(&user.create(&exempt.to_string())?, RULE);
+        denied_by(&user.apply_server_side(&exempt.to_string())?, RULE);
+        // Prepared beforehand, on an object without fault, it is worth nothing either.
+        let ready = annotated(hpa("ready", FINE), KEY, &valid());
+        let _ = user.create(&ready.to_string())?;
+        let metrics = hpa("ready", BAD)["spec"]["metrics"].clone();
+        denied_by(&user.patch("hpa/ready", &json!({"spec": {"metrics": metrics}}))?, RULE);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_controllers_child_is_exempt_like_its_owner() -> Result<()> {
+    const FITS: &str = "parallelism-fits-pod";
+    let key = format!("exempt.gangplank.dev/{FITS}");
+    let kubectl = guarded()?.cluster.namespace("owner")?;
+    grant(&kubectl)?;
+    let server = |kind: &str, text: &str| {
+        let mut server = deployment("llm", 7, 1, &["--tensor-parallel-size=8"]);
+        server["kind"] = json!(kind);
+        if kind == "StatefulSet" {
+            server["spec"]["serviceName"] = json!("llm");
+        }
+        annotated(server, &key, text)
+    };
+    kubectl
+        .as_user("alice")
+        .create(&server("Deployment", &valid()).to_string())?
+        .success()?;
+    let owner = kubectl.get("deployment/llm")?;
+    let uid = owner["metadata"]["uid"].as_str().context("a uid")?;
+    let controller = format!("system:serviceaccount:{}:controller", kubectl.namespace());
+    let controller = kubectl.as_user(&controller);
+    let child = |uid: &str, text: &str| {
+        let mut child = server("StatefulSet", text);
+        child["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": "llm", "uid": uid,
+            "controller": true,
+        }]);
+        child.to_string()
+    };
+    let forged = "11111111-2222-3333-4444-555555555555";
+    denied_by(&controller.create(&child(forged, &valid()))?, FITS);
+    let other = valid().replace("team-llm", "team-b");
+    denied_by(&controller.create(&child(uid, &other))?, FITS);
+    let answer = controller.create(&child(uid, &valid()))?;
+    assert!(answer.accepted(), "{}", answer.stderr);
+    Ok(())
+}
+
+/// What lives outside of namespaces takes a right outside of namespaces.
+#[test]
+fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
+    let kubectl = guarded()?.cluster.kubectl();
+    let role = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "pools"}, "rules": [
+                {"apiGroups": ["karpenter.sh"], "resources": ["nodepools"], "verbs": ["*"]},
+            ],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "pool-exempter"}, "rules": [{
+                "apiGroups": ["gangplank.dev"], "resources": ["rules"], "verbs": ["exempt"],
+                "resourceNames": ["gpu-pool-consolidation"],
+            }],
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "pools"}, "subjects": [
+                {"kind": "User", "name": "carol", "apiGroup": "rbac.authorization.k8s.io"},
+                {"kind": "User", "name": "dave", "apiGroup": "rbac.authorization.k8s.io"},
+            ],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "pools"},
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "pool-exempter"}, "subjects": [
+                {"kind": "User", "name": "carol", "apiGroup": "rbac.authorization.k8s.io"},
+            ],
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                "name": "pool-exempter",
+            },
+        },
+    ]});
+    kubectl.create(&role.to_string())?.success()?;
+    let pool = node_pool("exempt-pool", Some(evicting()));
+    let rule = "gpu-pool-consolidation";
+    let pool = annotated(pool, &format!("exempt.gangplank.dev/{rule}"), &valid()).to_string();
+    let accepted = eventually("carol may exempt", SOON, || {
+        let answer = kubectl.as_user("carol").create(&pool);
+        answer.ok().filter(Answer::accepted)
+    })?;
+    assert!(accepted.warnings().iter().any(|line| line.contains("exempt until")));
+    kubectl.delete("nodepool/exempt-pool")?.success()?;
+    let answer = kubectl.as_user("dave").create(&pool)?;
+    denied_by(&answer, rule);
+    assert!(answer.stderr.contains("user \"dave\" may not exempt"), "{}", answer.stderr);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_yes_is_remembered_and_a_no_is_not() -> Result<()> {
+    let guarded = tokio::task::spawn_blocking(guarded).await??;
+    let kubectl = guarded.cluster.namespace("memory")?;
+    grant(&kubectl)?;
+    let mut object = scaler(BAD, VALID);
+    object["metadata"]["namespace"] = json!(kubectl.namespace());
+    let desk = Arc::new(desk(client(&guarded.cluster).await?, policy(&json!({}))));
+    for (user, allowed) in [("alice", true), ("bob", false)] {
+        for _ in 0..3 {
+            let response = ask(&desk, user, &object).await?;
+            assert_eq!(response["allowed"], allowed, "{response}");
+        }
+    }
+    let metrics = desk.metrics.encode();
+    for line in [
+        "gangplank_exemption_access_reviews_total{result=\"allowed\"} 1",
+        "gangplank_exemption_access_reviews_total{result=\"remembered\"} 2",
+        "gangplank_exemption_access_reviews_total{result=\"refused\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    Ok(())
+}
+
+/// An API server that answers nothing, and one that cannot be reached.
+#[tokio::test]
+async fn without_an_answer_the_exemption_is_refused_and_the_rest_is_judged() -> Result<()> {
+    let silent = Client::new(
+        tower::service_fn(|_: Request<kube::client::Body>| {
+            std::future::pending::<Result<axum::http::Response<kube::client::Body>, kube::Error>>()
+        }),
+        "default",
+    );
+    let closed = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse()?))?;
+    for (what, client) in [("silent", silent), ("closed", closed)] {
+        let desk = Arc::new(desk(client, policy(&json!({}))));
+        let mut object = scaler(BAD, VALID);
+        // Beside it, something else that is wrong and has nothing to do with it.
+        let other = scaler("DCGM_FI_DEV_FB_USED", "")["spec"]["metrics"][0].clone();
+        object["spec"]["metrics"].as_array_mut().unwrap().push(other);
+        // The API server waits no longer.
+        let limit = std::time::Duration::from_secs(5);
+        let response = tokio::time::timeout(limit, ask(&desk, "alice", &object)).await??;
+        assert_eq!(response["allowed"], false, "{what}: {response}");
+        let message = response["status"]["message"].as_str().context("a message")?;
+        assert!(message.contains("did not say in time"), "{what}: {message}");
+        let causes = response["status"]["details"]["causes"].as_array();
+        let rules: Vec<_> = causes.into_iter().flatten().map(|cause| &cause["reason"]).collect();
+        assert_eq!(rules, [RULE, "gpu-memory-signal"], "{what}");
+        // What needs no answer gets its own as ever.
+        let response = ask(&desk, "alice", &scaler(FINE, VALID)).await?;
+        assert_eq!(response["allowed"], true, "{what}: {response}");
+        let unanswered = "exemption_access_reviews_total{result=\"unanswered\"} 1";
+        assert!(desk.metrics.encode().contains(unanswered), "{what}");
+    }
+    Ok(())
+}
+
+/// A cluster guarded by the library's own server, whose clock the test holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exemption_ends_with_its_last_day() -> Result<()> {
+    set_clock("2026-11-23T12:00:00Z");
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&Assets::find()?)).await??;
+    let client = client(&cluster).await?;
+    let policy = policy(&json!({"exemptions": {"reviewRequired": ["gitops", "bots"]}}));
+    let desk = Arc::new(Desk {
+        clock,
+        ..desk(client.clone(), policy)
+    });
+    let authority = Authority::new(SystemTime::now())?;
+    let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
+    let config = tls::server_config(Arc::new(Resolver::new(identity)))?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let registration = Registration {
+        name: "gangplank".to_owned(),
+        reach: Reach::Url(format!("https://{}", listener.local_addr()?)),
+        ca_bundle: authority.bundle().as_bytes().to_vec(),
+        failure_policy: FailurePolicy::Fail,
+    };
+    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
+    let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
+    let router = webhook::router(Arc::clone(&desk));
+    let serving = tokio::spawn(server.serve(router.into_make_service()));
+    cluster::register(&client, &registration.configurations(&desk.policy.load())).await?;
+
+    let asked = tokio::task::spawn_blocking(move || -> Result<()> {
+        let kubectl = cluster.namespace("clock")?;
+        eventually("the API server asks", SOON, || {
+            let answer = kubectl.create(&hpa("probe", BAD).to_string());
+            let accepted = answer.is_ok_and(|answer| answer.accepted());
+            let _ = kubectl.delete("hpa/probe");
+            (!accepted).then_some(())
+        })?;
+        let all = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "gitops"},
+            "subjects": [{"kind": "User", "name": "gitops", "apiGroup": "rbac.authorization.k8s.io"}],
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin",
+            },
+        });
+        kubectl.create(&all.to_string())?.success()?;
+        let gitops = kubectl.as_user("gitops");
+        eventually("the role is in force", SOON, || {
+            let args = ["auth", "can-i", "--quiet", "exempt", "rules.gangplank.dev"];
+            gitops.run(&args, None).is_ok_and(|answer| answer.accepted()).then_some(())
+        })?;
+
+        let exempt = annotated(hpa("llm", BAD), KEY, "until=2027-01-31; owner=team-llm; reason=load test");
+        let answer = gitops.apply(&exempt.to_string())?;
+        denied_by(&answer, RULE);
+        assert!(answer.stderr.contains("exemptions.reviewRequired"), "{}", answer.stderr);
+        let too_far = annotated(hpa("llm", BAD), KEY, "until=2027-02-22; owner=team-llm; reason=load test");
+        let answer = kubectl.apply(&too_far.to_string())?;
+        assert!(answer.stderr.contains("more than 90 days ahead"), "{}", answer.stderr);
+        assert!(!answer.accepted());
+        let answer = kubectl.apply(&exempt.to_string())?;
+        assert!(answer.accepted(), "{}", answer.stderr);
+
+        // Somebody who may has written it: from then on the GitOps account keeps it.
+        let change = |replicas: u32| json!({"spec": {"maxReplicas": replicas}});
+        set_clock("2027-01-31T23:59:59Z");
+        let answer = gitops.patch("hpa/llm", &change(5))?;
+        assert!(answer.accepted(), "{}", answer.stderr);
+        let until = "gpu-utilization-signal: exempt until 2027-01-31 (team-llm); denied from then on";
+        assert_eq!(answer.warnings(), [until]);
+
+        set_clock("2027-02-01T00:00:00Z");
+        for user in [&gitops, &kubectl] {
+            let answer = user.patch("hpa/llm", &change(6))?;
+            denied_by(&answer, RULE);
+            assert!(answer.stderr.contains("ended with 2027-01-31"), "{}", answer.stderr);
+        }
+        // What does not touch the object's content is let through: controllers are not locked out.
+        assert!(kubectl.annotate("hpa/llm", "example.com/checked=yes")?.accepted());
+        assert!(kubectl.label("hpa/llm", "team=llm")?.accepted());
+        // It is mended and the annotation removed in one change, or its end is moved.
+        let longer = "until=2027-03-31; owner=team-llm; reason=load test";
+        assert!(kubectl.annotate("hpa/llm", &format!("{KEY}={longer}"))?.accepted());
+        set_clock("2027-04-01T00:00:00Z");
+        let mut mended = hpa("llm", FINE);
+        mended["metadata"]["annotations"] = json!({KEY: null});
+        let answer = kubectl.patch("hpa/llm", &mended)?;
+        assert!(answer.accepted(), "{}", answer.stderr);
+        Ok(())
+    });
+    asked.await??;
+    serving.abort();
+    Ok(())
 }
