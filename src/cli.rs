@@ -56,39 +56,71 @@ fn policy(path: Option<&Path>) -> Result<Policy, String> {
     let Some(path) = path else {
         return Ok(Policy::default());
     };
-    let shown = path.display();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let mut documents = source::read(&text);
-    if documents.len() > 1 {
-        return Err(format!(
-            "{shown} holds {} documents; a policy is one",
-            documents.len()
-        ));
+    let name = path.display().to_string();
+    let text = read_policy(path)?;
+    PolicyText {
+        name: &name,
+        text: &text,
     }
-    let document = match documents.pop() {
-        None => {
+    .read()
+}
+
+/// The text of a policy file.
+///
+/// # Errors
+/// A text that names the file.
+fn read_policy(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// A policy as text.
+#[derive(Clone, Copy, Debug)]
+struct PolicyText<'t> {
+    /// What errors call it.
+    name: &'t str,
+    /// The text.
+    text: &'t str,
+}
+
+impl PolicyText<'_> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A text that names line, column and what is wrong there.
+    fn read(self) -> Result<Policy, String> {
+        let Self { name, text } = self;
+        let mut documents = source::read(text);
+        if documents.len() > 1 {
             return Err(format!(
-                "{shown} is empty; a policy begins with apiVersion and kind"
+                "{name} holds {} documents; a policy is one",
+                documents.len()
             ));
         }
-        Some(Err(error)) => {
-            let place = match (error.line, error.column) {
-                (Some(line), Some(column)) => format!(":{line}:{column}"),
-                _ => String::new(),
-            };
-            return Err(format!("{shown}{place}: {error}"));
-        }
-        Some(Ok(document)) => document,
-    };
-    Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
-        let (range, _) = document.marks.locate(&path);
-        let (line, column) = source::line_column(&text, range.start);
-        let place = if path == FieldPath::new() {
-            String::new()
-        } else {
-            format!("{path}: ")
+        let document = match documents.pop() {
+            None => {
+                return Err(format!(
+                    "{name} is empty; a policy begins with apiVersion and kind"
+                ));
+            }
+            Some(Err(error)) => {
+                let place = match (error.line, error.column) {
+                    (Some(line), Some(column)) => format!(":{line}:{column}"),
+                    _ => String::new(),
+                };
+                return Err(format!("{name}{place}: {error}"));
+            }
+            Some(Ok(document)) => document,
         };
-        format!("{shown}:{line}:{column}: {place}{message}")
-    })
+        Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
+            let (range, _) = document.marks.locate(&path);
+            let (line, column) = source::line_column(text, range.start);
+            let place = if path == FieldPath::new() {
+                String::new()
+            } else {
+                format!("{path}: ")
+            };
+            format!("{name}:{line}:{column}: {place}{message}")
+        })
+    }
 }

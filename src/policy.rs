@@ -22,6 +22,7 @@ use crate::{
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
+    text::nearest,
 };
 
 /// The API version of the policy file.
@@ -57,9 +58,35 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, PolicyError> 
         }
         PolicyError {
             path,
-            message: error.into_inner().to_string(),
+            message: with_nearest(error.into_inner().to_string()),
         }
     })
+}
+
+/// Adds the word that may have been meant where serde says which ones it knows: "unknown field `a`,
+/// expected `b` or `c`", "unknown variant `a`, expected one of `b`, `c`".
+fn with_nearest(message: String) -> String {
+    let quoted = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let Some((unknown, known)) = message
+        .strip_prefix("unknown ")
+        .and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message;
+    };
+    let (unknown, known) = (quoted(unknown), quoted(known));
+    match unknown
+        .first()
+        .and_then(|word| nearest(word, known.iter().map(String::as_str)))
+    {
+        Some(meant) => format!("{message}; did you mean `{meant}`?"),
+        None => message,
+    }
 }
 
 /// The policy file as it is written.
@@ -100,6 +127,16 @@ pub enum Mode {
     Enforce,
     /// Everything is evaluated; denials become warnings and nothing is filled.
     DryRun,
+}
+
+impl Mode {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dryRun",
+        }
+    }
 }
 
 /// What becomes of a violation that the old object already had.
@@ -844,11 +881,14 @@ fn read_rules(
 }
 
 fn no_such_rule(id: &str) -> String {
-    let known: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
-    format!(
-        "there is no rule \"{id}\"; the rules are {}",
-        known.join(", ")
-    )
+    let known = || RULES.iter().map(|rule| rule.id);
+    match nearest(id, known()) {
+        Some(meant) => format!("there is no rule \"{id}\"; did you mean {meant}?"),
+        None => format!(
+            "there is no rule \"{id}\"; the rules are {}",
+            known().collect::<Vec<_>>().join(", ")
+        ),
+    }
 }
 
 /// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
@@ -927,6 +967,49 @@ mod tests {
             error(json!({"catalog": {"metrics": [{"names": ["x"]}]}})).0,
             "catalog.metrics[0]"
         );
+    }
+
+    #[test]
+    fn errors_name_the_word_that_may_have_been_meant() {
+        let said = |members: Value, meant: &str| {
+            let (_, message) = error(members);
+            let says = format!("did you mean {meant}?");
+            assert!(message.ends_with(&says), "{message}");
+        };
+        said(json!({"existingViolation": "warn"}), "`existingViolations`");
+        said(json!({"mode": "dry-run"}), "`dryRun`");
+        said(
+            json!({"gangScheduler": {"single_pod": "auto"}}),
+            "`singlePod`",
+        );
+        said(
+            json!({"rules": {"gpu-utilisation-signal": {}}}),
+            "gpu-utilization-signal",
+        );
+        said(
+            json!({"rules": {"termination-grace": {"params": {"minimum-seconds": 5}}}}),
+            "`minimumSeconds`",
+        );
+        let (_, far) = error(json!({"xyz": 1}));
+        assert!(!far.contains("did you mean"), "{far}");
+        let (_, far) = error(json!({"rules": {"xyz": {}}}));
+        assert!(
+            far.contains("the rules are gpu-utilization-signal, "),
+            "{far}"
+        );
+    }
+
+    #[test]
+    fn parameters_out_of_bounds_are_refused() {
+        let with_grace = |seconds: i64| json!({"rules": {"termination-grace": {"params": {"minimumSeconds": seconds}}}});
+        let path = "rules.termination-grace.params.minimumSeconds".to_owned();
+        let refused = |seconds, why: &str| {
+            assert_eq!(error(with_grace(seconds)), (path.clone(), why.to_owned()));
+        };
+        refused(0, "is 0; the least is 1");
+        refused(100_000, "is 100000; the most is 86400");
+        assert!(error(with_grace(-1)).1.contains("invalid value"), "no u64");
+        assert!(with(with_grace(1)).is_ok());
     }
 
     #[test]

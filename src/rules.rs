@@ -188,17 +188,53 @@ impl ParamsType {
         P: DeserializeOwned + Default + JsonSchema + Send + Sync + 'static,
     {
         Self {
-            parse: |value| match crate::policy::from_value::<P>(value) {
-                Ok(params) => Ok(Arc::new(params)),
-                Err(error) => Err(ParamsError {
-                    path: error.path,
-                    message: error.message,
-                }),
+            parse: |value| {
+                let params =
+                    crate::policy::from_value::<P>(value).map_err(|error| ParamsError {
+                        path: error.path,
+                        message: error.message,
+                    })?;
+                within(
+                    &schemars::schema_for!(P).to_value(),
+                    value,
+                    &FieldPath::new(),
+                )?;
+                Ok(Arc::new(params))
             },
             default: || Arc::new(P::default()),
             schema: || schemars::schema_for!(P).to_value(),
         }
     }
+}
+
+/// Whether numbers lie within the bounds that the schema gives them.
+fn within(schema: &Value, value: &Value, path: &FieldPath) -> Result<(), ParamsError> {
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    if let Some(number) = value.as_f64() {
+        let wrong = match (bound("minimum"), bound("maximum")) {
+            (Some(least), _) if number < least => Some(format!("the least is {least}")),
+            (_, Some(most)) if number > most => Some(format!("the most is {most}")),
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(ParamsError {
+                path: path.clone(),
+                message: format!("is {value}; {wrong}"),
+            });
+        }
+    }
+    let members = schema.get("properties").and_then(Value::as_object);
+    for (name, member) in members.into_iter().flatten() {
+        if let Some(value) = value.get(name) {
+            within(member, value, &path.clone().key(name))?;
+        }
+    }
+    if let (Some(each), Some(items)) = (schema.get("items"), value.as_array()) {
+        for (index, item) in items.iter().enumerate() {
+            within(each, item, &path.clone().index(index))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a rule sees. `P` are its parameters.

@@ -22,6 +22,7 @@ mod helm;
 mod node_pools;
 mod ratchet;
 mod registration;
+mod reload;
 mod serve;
 mod signals;
 mod targets;
