@@ -25,6 +25,8 @@ use crate::{
     text::nearest,
 };
 
+mod effective;
+
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
 
@@ -213,6 +215,16 @@ impl From<WrittenLevel> for RuleLevel {
 }
 
 impl RuleLevel {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Audit => "audit",
+            Self::Warn => "warn",
+            Self::Deny => "deny",
+        }
+    }
+
     /// The level of a finding; none where the rule is off.
     pub const fn level(self) -> Option<Level> {
         match self {
@@ -439,6 +451,8 @@ pub struct Policy {
     pub existing_violations: ExistingViolations,
     /// The scheduler that places groups of pods all or nothing.
     pub gang_scheduler: GangScheduler,
+    /// As it was written.
+    file: PolicyFile,
     settings: BTreeMap<&'static str, Setting>,
     overrides: Vec<Override>,
     production: Namespaces,
@@ -669,8 +683,8 @@ impl Policy {
         });
         for (index, exemption) in file.exemptions.namespaces.iter().enumerate() {
             let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
-            if rules::rule(&exemption.rule).is_none() {
-                return Err(wrong(path.key("rule"), no_such_rule(&exemption.rule)));
+            if let Err(message) = rules::find(&exemption.rule) {
+                return Err(wrong(path.key("rule"), message));
             }
             if let Err(error) = exemption.until.parse::<jiff::civil::Date>() {
                 return Err(wrong(
@@ -728,7 +742,8 @@ impl Policy {
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
-            gang_scheduler: file.gang_scheduler,
+            gang_scheduler: file.gang_scheduler.clone(),
+            file,
             settings,
             overrides,
             production,
@@ -747,12 +762,22 @@ impl Policy {
         subject: &Subject,
         facts: &Facts,
     ) -> Option<Effective<'_>> {
+        self.effective_in(rule, subject.namespace.as_deref(), facts)
+    }
+
+    /// What holds for a rule in a namespace; without one, for cluster-scoped objects.
+    fn effective_in(
+        &self,
+        rule: &Rule,
+        namespace: Option<&str>,
+        facts: &Facts,
+    ) -> Option<Effective<'_>> {
         let setting = self.settings.get(rule.id)?;
         let mut effective = Effective {
             level: setting.level,
             params: &setting.params,
         };
-        if let Some(namespace) = &subject.namespace {
+        if let Some(namespace) = namespace {
             for one in self
                 .overrides
                 .iter()
@@ -839,6 +864,7 @@ impl Default for Policy {
             mode: Mode::default(),
             existing_violations: ExistingViolations::default(),
             gang_scheduler: GangScheduler::default(),
+            file: PolicyFile::default(),
             settings: BTreeMap::new(),
             overrides: Vec::new(),
             production: Namespaces::default(),
@@ -861,12 +887,10 @@ fn read_rules(
         .iter()
         .map(|(id, setting)| {
             let path = path.clone().key(id);
-            let Some(rule) = rules::rule(id) else {
-                return Err(PolicyError {
-                    path,
-                    message: no_such_rule(id),
-                });
-            };
+            let rule = rules::find(id).map_err(|message| PolicyError {
+                path: path.clone(),
+                message,
+            })?;
             let params = setting.params.as_ref().map(rule.params.parse).transpose();
             let params = params.map_err(|error| {
                 let place = path.key("params").join(&error.path);
@@ -878,17 +902,6 @@ fn read_rules(
             Ok((rule, setting.level, params))
         })
         .collect()
-}
-
-fn no_such_rule(id: &str) -> String {
-    let known = || RULES.iter().map(|rule| rule.id);
-    match nearest(id, known()) {
-        Some(meant) => format!("there is no rule \"{id}\"; did you mean {meant}?"),
-        None => format!(
-            "there is no rule \"{id}\"; the rules are {}",
-            known().collect::<Vec<_>>().join(", ")
-        ),
-    }
 }
 
 /// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.

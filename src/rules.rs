@@ -15,6 +15,7 @@ use crate::{
     policy::Policy,
     signal::{self, Source},
     subject::{Subject, workload::Serving},
+    text::nearest,
 };
 
 pub mod kinds;
@@ -55,6 +56,21 @@ pub static RULES: &[&Rule] = &[
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {
     RULES.iter().copied().find(|rule| rule.id == id)
+}
+
+/// The rule of that id.
+///
+/// # Errors
+/// Says that there is none, and which one may have been meant.
+pub fn find(id: &str) -> Result<&'static Rule, String> {
+    let known = || RULES.iter().map(|rule| rule.id);
+    rule(id).ok_or_else(|| match nearest(id, known()) {
+        Some(meant) => format!("there is no rule \"{id}\"; did you mean {meant}?"),
+        None => format!(
+            "there is no rule \"{id}\"; the rules are {}",
+            known().collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// Which part of the product a rule belongs to; also its folder below `rules/`.
@@ -163,6 +179,8 @@ pub struct ParamsType {
     pub parse: fn(&Value) -> Result<Params, ParamsError>,
     /// What holds where the policy says nothing.
     pub default: fn() -> Params,
+    /// Writes them out whole, defaults included.
+    pub write: fn(&Params) -> Value,
     /// Their JSON Schema.
     pub schema: fn() -> Value,
 }
@@ -185,7 +203,7 @@ impl ParamsType {
     /// The functions for one parameter type.
     pub const fn of<P>() -> Self
     where
-        P: DeserializeOwned + Default + JsonSchema + Send + Sync + 'static,
+        P: DeserializeOwned + serde::Serialize + Default + JsonSchema + Send + Sync + 'static,
     {
         Self {
             parse: |value| {
@@ -202,6 +220,12 @@ impl ParamsType {
                 Ok(Arc::new(params))
             },
             default: || Arc::new(P::default()),
+            write: |params| {
+                params
+                    .downcast_ref::<P>()
+                    .and_then(|params| serde_json::to_value(params).ok())
+                    .unwrap_or_default()
+            },
             schema: || schemars::schema_for!(P).to_value(),
         }
     }

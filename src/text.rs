@@ -61,6 +61,11 @@ pub fn wrap(text: &str) -> String {
 pub fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     // Below this two words have less in common than not.
     const LIKE: f64 = 0.7;
+    // No word of ours is as long, and comparing costs the product of the lengths.
+    const LONGEST: usize = 64;
+    if word.len() > LONGEST {
+        return None;
+    }
     let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
     let wanted = plain(word);
     known

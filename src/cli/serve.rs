@@ -252,7 +252,7 @@ async fn unregister(args: &Args) -> anyhow::Result<()> {
 async fn serve(args: &Args) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
-    let (policy, file) = load_policy(args.policy.as_deref())?;
+    let (policy, file) = policy(args.policy.as_deref())?;
     for member in policy.without_effect() {
         tracing::warn!("the policy's {member} has no effect in this version");
     }
@@ -427,7 +427,7 @@ impl Signals {
 }
 
 /// The policy to begin with, and its file where there is one.
-fn load_policy(path: Option<&Path>) -> anyhow::Result<(Policy, Option<PolicyFile>)> {
+fn policy(path: Option<&Path>) -> anyhow::Result<(Policy, Option<PolicyFile>)> {
     let Some(path) = path else {
         return Ok((Policy::default(), None));
     };

@@ -20,6 +20,7 @@ mod enforce;
 mod fixtures;
 mod helm;
 mod node_pools;
+mod policy;
 mod ratchet;
 mod registration;
 mod reload;
