@@ -24,7 +24,10 @@ use crate::{
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
+    text::nearest,
 };
+
+mod effective;
 
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
@@ -59,9 +62,35 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, PolicyError> 
         }
         PolicyError {
             path,
-            message: error.into_inner().to_string(),
+            message: with_nearest(error.into_inner().to_string()),
         }
     })
+}
+
+/// Adds the word that may have been meant where serde says which ones it knows: "unknown field `a`,
+/// expected `b` or `c`", "unknown variant `a`, expected one of `b`, `c`".
+fn with_nearest(message: String) -> String {
+    let quoted = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let Some((unknown, known)) = message
+        .strip_prefix("unknown ")
+        .and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message;
+    };
+    let (unknown, known) = (quoted(unknown), quoted(known));
+    match unknown
+        .first()
+        .and_then(|word| nearest(word, known.iter().map(String::as_str)))
+    {
+        Some(meant) => format!("{message}; did you mean `{meant}`?"),
+        None => message,
+    }
 }
 
 /// The policy file as it is written.
@@ -102,6 +131,16 @@ pub enum Mode {
     Enforce,
     /// Everything is evaluated; denials become warnings and nothing is filled.
     DryRun,
+}
+
+impl Mode {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dryRun",
+        }
+    }
 }
 
 /// What becomes of a violation that the old object already had.
@@ -178,6 +217,16 @@ impl From<WrittenLevel> for RuleLevel {
 }
 
 impl RuleLevel {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Audit => "audit",
+            Self::Warn => "warn",
+            Self::Deny => "deny",
+        }
+    }
+
     /// The level of a finding; none where the rule is off.
     pub const fn level(self) -> Option<Level> {
         match self {
@@ -405,6 +454,8 @@ pub struct Policy {
     pub existing_violations: ExistingViolations,
     /// The scheduler that places groups of pods all or nothing.
     pub gang_scheduler: GangScheduler,
+    /// As it was written.
+    file: PolicyFile,
     settings: BTreeMap<&'static str, Setting>,
     overrides: Vec<Override>,
     production: Namespaces,
@@ -412,7 +463,6 @@ pub struct Policy {
     warm_pools: Vec<WarmPool>,
     exemptions: Exemptions,
     catalog: Catalog,
-    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -512,7 +562,7 @@ impl NamespacesExempted {
         let mut rules = Vec::new();
         for (position, id) in written.rules.iter().enumerate() {
             let place = || path.clone().key("rules").index(position);
-            let rule = rules::rule(id).ok_or_else(|| wrong(place(), no_such_rule(id)))?;
+            let rule = rules::find(id).map_err(|message| wrong(place(), message))?;
             if !exempt::is_exemptable(rule) {
                 let message = format!("nobody is exempt from {id}");
                 return Err(wrong(place(), message));
@@ -762,7 +812,7 @@ impl Policy {
             namespaces: exempted
                 .map(|(index, written)| NamespacesExempted::read(index, written))
                 .collect::<Result<_, _>>()?,
-            review_required: file.exemptions.review_required,
+            review_required: file.exemptions.review_required.clone(),
         };
         let warm_pools = file
             .warm_pools
@@ -797,7 +847,8 @@ impl Policy {
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
-            gang_scheduler: file.gang_scheduler,
+            gang_scheduler: file.gang_scheduler.clone(),
+            file,
             settings,
             overrides,
             production,
@@ -805,7 +856,6 @@ impl Policy {
             warm_pools,
             exemptions,
             catalog,
-            without_effect: Vec::new(),
             hash: fingerprint(document),
         })
     }
@@ -817,12 +867,22 @@ impl Policy {
         subject: &Subject,
         facts: &Facts,
     ) -> Option<Effective<'_>> {
+        self.effective_in(rule, subject.namespace.as_deref(), facts)
+    }
+
+    /// What holds for a rule in a namespace; without one, for cluster-scoped objects.
+    fn effective_in(
+        &self,
+        rule: &Rule,
+        namespace: Option<&str>,
+        facts: &Facts,
+    ) -> Option<Effective<'_>> {
         let setting = self.settings.get(rule.id)?;
         let mut effective = Effective {
             level: setting.level,
             params: &setting.params,
         };
-        if let Some(namespace) = &subject.namespace {
+        if let Some(namespace) = namespace {
             for one in self
                 .overrides
                 .iter()
@@ -892,12 +952,6 @@ impl Policy {
         &self.catalog
     }
 
-    /// Members that are set and that this version does not act on yet. They are read strictly all the
-    /// same.
-    pub fn without_effect(&self) -> &[&'static str] {
-        &self.without_effect
-    }
-
     /// Tells policies apart: the same text gives the same hash on every replica.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -914,6 +968,7 @@ impl Default for Policy {
             mode: Mode::default(),
             existing_violations: ExistingViolations::default(),
             gang_scheduler: GangScheduler::default(),
+            file: PolicyFile::default(),
             settings: BTreeMap::new(),
             overrides: Vec::new(),
             production: Namespaces::default(),
@@ -921,7 +976,6 @@ impl Default for Policy {
             queues: Vec::new(),
             exemptions: Exemptions::default(),
             catalog: Catalog::default(),
-            without_effect: Vec::new(),
             hash: String::new(),
         })
     }
@@ -937,12 +991,10 @@ fn read_rules(
         .iter()
         .map(|(id, setting)| {
             let path = path.clone().key(id);
-            let Some(rule) = rules::rule(id) else {
-                return Err(PolicyError {
-                    path,
-                    message: no_such_rule(id),
-                });
-            };
+            let rule = rules::find(id).map_err(|message| PolicyError {
+                path: path.clone(),
+                message,
+            })?;
             let params = setting.params.as_ref().map(rule.params.parse).transpose();
             let params = params.map_err(|error| {
                 let place = path.key("params").join(&error.path);
@@ -954,14 +1006,6 @@ fn read_rules(
             Ok((rule, setting.level, params))
         })
         .collect()
-}
-
-fn no_such_rule(id: &str) -> String {
-    let known: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
-    format!(
-        "there is no rule \"{id}\"; the rules are {}",
-        known.join(", ")
-    )
 }
 
 /// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
@@ -1040,6 +1084,49 @@ mod tests {
             error(json!({"catalog": {"metrics": [{"names": ["x"]}]}})).0,
             "catalog.metrics[0]"
         );
+    }
+
+    #[test]
+    fn errors_name_the_word_that_may_have_been_meant() {
+        let said = |members: Value, meant: &str| {
+            let (_, message) = error(members);
+            let says = format!("did you mean {meant}?");
+            assert!(message.ends_with(&says), "{message}");
+        };
+        said(json!({"existingViolation": "warn"}), "`existingViolations`");
+        said(json!({"mode": "dry-run"}), "`dryRun`");
+        said(
+            json!({"gangScheduler": {"single_pod": "auto"}}),
+            "`singlePod`",
+        );
+        said(
+            json!({"rules": {"gpu-utilisation-signal": {}}}),
+            "gpu-utilization-signal",
+        );
+        said(
+            json!({"rules": {"termination-grace": {"params": {"minimum-seconds": 5}}}}),
+            "`minimumSeconds`",
+        );
+        let (_, far) = error(json!({"xyz": 1}));
+        assert!(!far.contains("did you mean"), "{far}");
+        let (_, far) = error(json!({"rules": {"xyz": {}}}));
+        assert!(
+            far.contains("the rules are gpu-utilization-signal, "),
+            "{far}"
+        );
+    }
+
+    #[test]
+    fn parameters_out_of_bounds_are_refused() {
+        let with_grace = |seconds: i64| json!({"rules": {"termination-grace": {"params": {"minimumSeconds": seconds}}}});
+        let path = "rules.termination-grace.params.minimumSeconds".to_owned();
+        let refused = |seconds, why: &str| {
+            assert_eq!(error(with_grace(seconds)), (path.clone(), why.to_owned()));
+        };
+        refused(0, "is 0; the least is 1");
+        refused(100_000, "is 100000; the most is 86400");
+        assert!(error(with_grace(-1)).1.contains("invalid value"), "no u64");
+        assert!(with(with_grace(1)).is_ok());
     }
 
     #[test]

@@ -689,6 +689,24 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
         "{}",
         answer.stderr
     );
+    // Whoever claims an owner gains nothing by it; what KEDA itself would write goes on.
+    let mut claimed = hpa("claimed", "DCGM_FI_DEV_GPU_UTIL");
+    claimed["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "chat", "uid": "c0ffee",
+        "controller": true,
+    }]);
+    let answer = kubectl.create(&claimed.to_string())?;
+    assert!(
+        !answer.accepted() && answer.stderr.contains("failed calling webhook"),
+        "{}",
+        answer.stderr
+    );
+    claimed["spec"]["metrics"] = json!([{"type": "External", "external": {
+        "metric": {"name": "s0-prometheus",
+            "selector": {"matchLabels": {"scaledobject.keda.sh/name": "chat"}}},
+        "target": {"type": "AverageValue", "averageValue": "5"},
+    }}]);
+    kubectl.create(&claimed.to_string())?.success()?;
 
     let kubeconfig = cluster.kubeconfig().display().to_string();
     let removed = std::process::Command::new(BINARY)
