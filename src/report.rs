@@ -13,6 +13,7 @@ use crate::{
     subject::Subject,
 };
 
+pub mod exemptions;
 pub mod human;
 pub mod json;
 

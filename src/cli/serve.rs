@@ -336,10 +336,13 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         }
         None => tokio::spawn(until_stopped(stopped.clone())),
     };
-    let caches = match client.as_ref().filter(|_| watches) {
+    let mut caches = match client.as_ref().filter(|_| watches) {
         Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
         None => Vec::new(),
     };
+    let lists = client.clone().filter(|_| watches);
+    let counting = cluster::exemptions::follow(lists, Arc::clone(&desk), stopped.clone());
+    caches.push(tokio::spawn(counting));
     let early = tokio::select! {
         signal = signals.next() => Some(signal),
         () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
