@@ -221,7 +221,9 @@ impl<'t> Draft<'t> {
             }
             let (part, after) = rest.split_once(';').unwrap_or((rest, ""));
             let Some((key, value)) = part.split_once('=') else {
-                draft.faults.push(Fault::NoPair(cut(part.trim(), KEY_LIMIT)));
+                draft
+                    .faults
+                    .push(Fault::NoPair(cut(part.trim(), KEY_LIMIT)));
                 rest = after;
                 continue;
             };

@@ -1130,6 +1130,55 @@ mod tests {
     }
 
     #[test]
+    fn an_exemption_of_namespaces_is_read_strictly() {
+        let good = json!({
+            "namespaces": ["team-*"], "rules": ["gang-scheduling"], "until": "2027-01-31",
+            "owner": "team-llm", "reason": "migration",
+        });
+        let with_member = |key: &str, value: Value| {
+            let mut one = good.clone();
+            one[key] = value;
+            json!({"exemptions": {"namespaces": [good.clone(), one]}})
+        };
+        let policy = with(with_member("until", json!("2027-12-31"))).unwrap();
+        let exempted = policy
+            .exemptions()
+            .of_namespace(Some("team-a"), "gang-scheduling")
+            .unwrap();
+        assert_eq!(
+            exempted.terms.until.to_string(),
+            "2027-12-31",
+            "the longest"
+        );
+        let of = |namespace, rule| policy.exemptions().of_namespace(namespace, rule).is_some();
+        assert!(!of(Some("other"), "gang-scheduling"));
+        assert!(!of(Some("team-a"), "gpu-utilization-signal"));
+        assert!(!of(None, "gang-scheduling"), "cluster-scoped");
+        let mut text = String::new();
+        for (key, value) in [
+            ("until", json!("31.01.2027")),
+            ("until", json!("2027-02-30")),
+            ("until", json!(20_270_131)),
+            ("until", json!("")),
+            ("namespaces", json!([])),
+            ("namespaces", json!(["a{"])),
+            ("rules", json!([])),
+            ("rules", json!(["gang-schedulling"])),
+            ("rules", json!(["exemption-malformed"])),
+            ("owner", json!(" ")),
+            ("reason", json!("")),
+            ("rule", json!("gang-scheduling")),
+        ] {
+            let (path, message) = error(with_member(key, value));
+            text.push_str(&format!("{path}: {message}\n"));
+        }
+        let without = json!({"exemptions": {"namespaces": [{"namespaces": ["a"]}]}});
+        let (path, message) = error(without);
+        text.push_str(&format!("{path}: {message}\n"));
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
     fn an_exact_namespace_wins_over_patterns_and_longer_patterns_over_shorter() {
         let queues = json!({"*": "rest", "team-*": "teams", "team-a": "a"});
         let policy = with(json!({"gangScheduler": {"queues": queues}})).unwrap();

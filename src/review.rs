@@ -212,9 +212,9 @@ fn settle<'f>(
             ));
         }
     }
-    let hint = why.map(Hint::Void).or_else(|| {
-        (is_denied(found) && case.facts.rights().askable).then(|| case.advertised())
-    });
+    let hint = why
+        .map(Hint::Void)
+        .or_else(|| (is_denied(found) && case.facts.rights().askable).then(|| case.advertised()));
     for finding in found {
         finding.hint.clone_from(&hint);
     }

@@ -85,8 +85,7 @@ impl Desk {
     #[must_use]
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Some(access);
-        self.facts
-            .rcu(|facts| facts.with_rights(Rights::askable()));
+        self.facts.rcu(|facts| facts.with_rights(Rights::askable()));
         self
     }
 

@@ -26,8 +26,10 @@ use crate::{
 
 /// The arguments of `gangplank exemptions`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 every exemption holds, 1 one has ended or cannot be read, 2 \
-                        something could not be looked at.")]
+#[command(
+    after_help = "Exit codes: 0 every exemption holds, 1 one has ended or cannot be read, 2 \
+                        something could not be looked at."
+)]
 pub struct Args {
     /// Files and folders of manifests, - for standard input; without any, the cluster
     #[arg(value_name = "PATH", conflicts_with_all = ["kubeconfig", "context"])]

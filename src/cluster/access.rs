@@ -145,7 +145,10 @@ impl Access {
                 Some(error) if status.denied != Some(true) => (Grant::Unanswered, Some(error)),
                 _ => (Grant::Refused, None),
             },
-            Ok(Ok(_)) => (Grant::Unanswered, Some("an answer without status".to_owned())),
+            Ok(Ok(_)) => (
+                Grant::Unanswered,
+                Some("an answer without status".to_owned()),
+            ),
             Ok(Err(error)) => (Grant::Unanswered, Some(chain(&error))),
             Err(_) => (
                 Grant::Unanswered,

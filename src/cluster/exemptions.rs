@@ -30,11 +30,7 @@ type Known = (String, Value);
 
 /// Counts exemptions until the server stops: those of the policy, and with a client those on the
 /// cluster's objects.
-pub async fn follow(
-    client: Option<Client>,
-    desk: Arc<Desk>,
-    mut stopped: watch::Receiver<bool>,
-) {
+pub async fn follow(client: Option<Client>, desk: Arc<Desk>, mut stopped: watch::Receiver<bool>) {
     let mut adopted = desk.adopted.subscribe();
     let mut known = Vec::new();
     let mut due = Instant::now();
@@ -93,7 +89,12 @@ async fn list(client: &Client) -> Result<Vec<Known>, super::ClusterError> {
 /// The exemptions of an object, but not of one that a controller made from what carries them itself.
 fn of_object(kind: &Kind, object: &PartialObjectMeta<DynamicObject>) -> Option<Vec<Known>> {
     let has_one = |key: &String| key.starts_with(crate::exempt::PREFIX);
-    object.metadata.annotations.as_ref()?.keys().find(|key| has_one(key))?;
+    object
+        .metadata
+        .annotations
+        .as_ref()?
+        .keys()
+        .find(|key| has_one(key))?;
     let resource = kind.api_resource();
     let value = json!({
         "apiVersion": resource.api_version, "kind": kind.kind, "metadata": object.metadata,

@@ -131,7 +131,9 @@ impl Case<'_> {
         let place_of = subject
             .namespace
             .as_ref()
-            .map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
+            .map_or_else(String::new, |namespace| {
+                format!(" in namespace {namespace}")
+            });
         let answer = rights.answers.get(rule.id);
         let why = match answer {
             Some(Grant::Allowed) => return Standing::Good(terms, Source::Annotation),

@@ -165,7 +165,8 @@ impl Ledger {
     /// For people: a table, and what it adds up to.
     pub fn text(&self) -> String {
         const WIDEST: usize = 60;
-        let mut rows = vec![["STATE", "UNTIL", "RULE", "EXEMPT", "OWNER", "WHY"].map(str::to_owned)];
+        let mut rows =
+            vec![["STATE", "UNTIL", "RULE", "EXEMPT", "OWNER", "WHY"].map(str::to_owned)];
         for entry in &self.entries {
             let mut state = entry.state.as_str().to_owned();
             if entry.unused == Some(true) {

@@ -21,7 +21,9 @@ pub(crate) fn is_new<P>(cx: &Context<'_, P>, annotation: &Annotation<'_>) -> boo
 }
 
 /// The annotations that exempt from some rule, as they should, over or not.
-fn sound<'a, P>(cx: &Context<'a, P>) -> impl Iterator<Item = (Annotation<'a>, &'static Rule, Terms)> {
+fn sound<'a, P>(
+    cx: &Context<'a, P>,
+) -> impl Iterator<Item = (Annotation<'a>, &'static Rule, Terms)> {
     exempt::annotations(&cx.subject.value).filter_map(|annotation| {
         let rule = rules::rule(annotation.rule).filter(|rule| exempt::is_exemptable(rule))?;
         Some((annotation, rule, annotation.terms().ok()?))

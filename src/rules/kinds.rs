@@ -265,7 +265,9 @@ mod tests {
         for kind in ALL {
             let others = RULES.iter().filter(|rule| rule.group != Group::Exemptions);
             assert!(
-                others.flat_map(|rule| rule.kinds).any(|other| other == kind),
+                others
+                    .flat_map(|rule| rule.kinds)
+                    .any(|other| other == kind),
                 "{kind:?}"
             );
         }

@@ -6,7 +6,9 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use axum::http::StatusCode;
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor,
+};
 use serde_json::Value;
 
 use crate::subject::{Door, Operation, Subject};

@@ -16,11 +16,15 @@ use axum::{body::Body, http::Request};
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use gangplank::{
     cluster::{self, access::Access},
-    exempt::{Grant, Hint, Rights},
+    exempt::{Grant, Hint, Rights, annotations},
     facts::Facts,
     finding::{Level, Verdict},
     metrics::Metrics,
     policy::Policy,
+    report::{
+        ObjectName,
+        exemptions::{Entry, Ledger},
+    },
     review::{Review, review},
     subject::{Door, Operation, Subject},
     tls::{self, Resolver, authority::Authority},
@@ -38,7 +42,7 @@ use tower::ServiceExt as _;
 use crate::{
     enforce::{CLIENTS, denied_by, deployment, evicting, guarded, hpa, node_pool},
     fixtures::now,
-    harness::{Answer, Assets, Cluster, Kubectl, SOON, eventually},
+    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
     serve::get,
 };
 
@@ -81,7 +85,12 @@ fn judge(policy: &Policy, rights: Rights, old: Option<&Value>, new: &Value) -> R
         subject.operation = Operation::Update;
         subject.old = Some(Arc::new(old.clone()));
     }
-    review(policy, &Facts::unknown().with_rights(rights), &subject, now())
+    review(
+        policy,
+        &Facts::unknown().with_rights(rights),
+        &subject,
+        now(),
+    )
 }
 
 fn answered(grant: Grant) -> Rights {
@@ -94,7 +103,12 @@ fn answered(grant: Grant) -> Rights {
 
 /// The verdict of a rule on a change: what it denies, what it warns of, what is exempt.
 fn outcome(review: &Review, rule: &str) -> &'static str {
-    let of_rule = || review.findings.iter().filter(|finding| finding.rule == rule);
+    let of_rule = || {
+        review
+            .findings
+            .iter()
+            .filter(|finding| finding.rule == rule)
+    };
     match of_rule().map(|finding| finding.level).max() {
         _ if review.skipped.is_some() => "skipped",
         Some(Level::Deny) => "denied",
@@ -124,7 +138,15 @@ fn what_an_exemption_carried_is_no_existing_violation() {
         // An unchanged exemption is good whoever writes, and covers what its rule finds.
         (VALID, BAD, VALID, BAD, None, "exempt", "exempt"),
         (VALID, BAD, VALID, WORSE, None, "exempt", "exempt"),
-        (VALID, BAD, VALID, BAD, Some(Grant::Refused), "exempt", "exempt"),
+        (
+            VALID,
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Refused),
+            "exempt",
+            "exempt",
+        ),
         // Once it is gone, over or unreadable, what it carried is denied like anything new.
         (VALID, BAD, "", BAD, None, "denied", "denied"),
         (OVER, BAD, OVER, BAD, None, "denied", "denied"),
@@ -136,19 +158,91 @@ fn what_an_exemption_carried_is_no_existing_violation() {
         (OVER, BAD, "", FINE, None, "silent", "silent"),
         (VALID, BAD, VALID, FINE, None, "silent", "silent"),
         // A new or changed one takes the right.
-        ("", BAD, VALID, BAD, Some(Grant::Allowed), "exempt", "exempt"),
-        (OVER, BAD, VALID, BAD, Some(Grant::Allowed), "exempt", "exempt"),
-        (OVER, BAD, VALID, BAD, Some(Grant::Refused), "denied", "denied"),
-        (OVER, BAD, VALID, BAD, Some(Grant::Unanswered), "denied", "denied"),
+        (
+            "",
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Allowed),
+            "exempt",
+            "exempt",
+        ),
+        (
+            OVER,
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Allowed),
+            "exempt",
+            "exempt",
+        ),
+        (
+            OVER,
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Refused),
+            "denied",
+            "denied",
+        ),
+        (
+            OVER,
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Unanswered),
+            "denied",
+            "denied",
+        ),
         // Without it, the annotation is not let in for the sake of an existing violation: it would be
         // good from then on.
-        ("", BAD, VALID, BAD, Some(Grant::Refused), "denied", "denied"),
-        ("", BAD, VALID, BAD, Some(Grant::Unanswered), "denied", "denied"),
-        ("", BAD, VALID, BAD, Some(Grant::ReviewRequired), "denied", "denied"),
+        (
+            "",
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Refused),
+            "denied",
+            "denied",
+        ),
+        (
+            "",
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::Unanswered),
+            "denied",
+            "denied",
+        ),
+        (
+            "",
+            BAD,
+            VALID,
+            BAD,
+            Some(Grant::ReviewRequired),
+            "denied",
+            "denied",
+        ),
         ("", BAD, VALID, BAD, None, "denied", "denied"),
         // One that lay ready on an object without fault was let in unasked.
-        (VALID, FINE, VALID, BAD, Some(Grant::Refused), "denied", "denied"),
-        (VALID, FINE, VALID, BAD, Some(Grant::Allowed), "exempt", "exempt"),
+        (
+            VALID,
+            FINE,
+            VALID,
+            BAD,
+            Some(Grant::Refused),
+            "denied",
+            "denied",
+        ),
+        (
+            VALID,
+            FINE,
+            VALID,
+            BAD,
+            Some(Grant::Allowed),
+            "exempt",
+            "exempt",
+        ),
     ] {
         for (policy, wanted) in [(&default, wanted), (&strict, wanted_strict)] {
             let rights = grant.map_or_else(Rights::default, answered);
@@ -241,11 +335,12 @@ fn an_update_of_nothing_but_an_exemption_is_judged() {
 #[test]
 fn a_right_is_asked_for_only_where_it_matters() {
     let policy = policy(&json!({}));
-    let asks = |old: Option<&Value>, new: &Value| {
-        judge(&policy, Rights::askable(), old, new).asks
-    };
+    let asks = |old: Option<&Value>, new: &Value| judge(&policy, Rights::askable(), old, new).asks;
     assert_eq!(asks(None, &scaler(BAD, VALID)), [RULE]);
-    assert!(asks(None, &scaler(FINE, VALID)).is_empty(), "nothing is found");
+    assert!(
+        asks(None, &scaler(FINE, VALID)).is_empty(),
+        "nothing is found"
+    );
     assert!(asks(None, &scaler(BAD, "")).is_empty());
     assert!(asks(None, &scaler(BAD, OVER)).is_empty());
     assert!(asks(None, &scaler(BAD, UNREADABLE)).is_empty());
@@ -313,7 +408,8 @@ fn namespaces_are_exempt_by_the_policy_until_its_date() {
     assert_eq!(
         update(&with("2026-11-22")).1,
         Some(Hint::Void(
-            "the policy's exemptions.namespaces[0] ended with 2026-11-22 (owner team-llm)".to_owned()
+            "the policy's exemptions.namespaces[0] ended with 2026-11-22 (owner team-llm)"
+                .to_owned()
         ))
     );
     assert_eq!(
@@ -384,20 +480,80 @@ fn the_text_of_every_answer() {
     let warns = policy(&json!({"rules": {RULE: {"level": "warn"}}}));
     let none = Rights::default;
     for (what, policy, rights, old, new) in [
-        ("may", &default, answered(Grant::Allowed), None, scaler(BAD, VALID)),
-        ("may not", &default, answered(Grant::Refused), None, scaler(BAD, VALID)),
-        ("review", &default, answered(Grant::ReviewRequired), None, scaler(BAD, VALID)),
-        ("no answer", &default, answered(Grant::Unanswered), None, scaler(BAD, VALID)),
+        (
+            "may",
+            &default,
+            answered(Grant::Allowed),
+            None,
+            scaler(BAD, VALID),
+        ),
+        (
+            "may not",
+            &default,
+            answered(Grant::Refused),
+            None,
+            scaler(BAD, VALID),
+        ),
+        (
+            "review",
+            &default,
+            answered(Grant::ReviewRequired),
+            None,
+            scaler(BAD, VALID),
+        ),
+        (
+            "no answer",
+            &default,
+            answered(Grant::Unanswered),
+            None,
+            scaler(BAD, VALID),
+        ),
         ("no cluster", &default, none(), None, scaler(BAD, VALID)),
         ("over", &default, none(), None, scaler(BAD, OVER)),
-        ("unreadable", &default, none(), None, scaler(BAD, UNREADABLE)),
-        ("too far", &default, none(), None, scaler(BAD, "until=2028-01-31; owner=a; reason=b")),
+        (
+            "unreadable",
+            &default,
+            none(),
+            None,
+            scaler(BAD, UNREADABLE),
+        ),
+        (
+            "too far",
+            &default,
+            none(),
+            None,
+            scaler(BAD, "until=2028-01-31; owner=a; reason=b"),
+        ),
         ("how", &default, Rights::askable(), None, scaler(BAD, "")),
-        ("removed", &default, none(), Some(scaler(BAD, VALID)), touched(scaler(BAD, ""))),
-        ("beside", &default, answered(Grant::Refused), Some(scaler(BAD, "")), scaler(BAD, VALID)),
+        (
+            "removed",
+            &default,
+            none(),
+            Some(scaler(BAD, VALID)),
+            touched(scaler(BAD, "")),
+        ),
+        (
+            "beside",
+            &default,
+            answered(Grant::Refused),
+            Some(scaler(BAD, "")),
+            scaler(BAD, VALID),
+        ),
         ("policy over", &over, none(), None, scaler(BAD, "")),
-        ("a warning", &warns, answered(Grant::Refused), None, scaler(BAD, VALID)),
-        ("a warning exempt", &warns, answered(Grant::Allowed), None, scaler(BAD, VALID)),
+        (
+            "a warning",
+            &warns,
+            answered(Grant::Refused),
+            None,
+            scaler(BAD, VALID),
+        ),
+        (
+            "a warning exempt",
+            &warns,
+            answered(Grant::Allowed),
+            None,
+            scaler(BAD, VALID),
+        ),
     ] {
         let review = judge(policy, rights, old.as_ref(), &new);
         let subject = Subject::from_manifest(Arc::new(new)).unwrap();
@@ -529,14 +685,23 @@ fn is_allowed(user: &Kubectl, mut attributes: Value) -> bool {
         "spec": {"resourceAttributes": attributes},
     });
     // kubectl would validate it by the CRDs, which not everybody may list.
-    let args = ["create", "--validate=false", "--filename=-", "--output=jsonpath={.status.allowed}"];
+    let args = [
+        "create",
+        "--validate=false",
+        "--filename=-",
+        "--output=jsonpath={.status.allowed}",
+    ];
     user.run(&args, Some(&review.to_string()))
         .is_ok_and(|answer| answer.stdout == "true")
 }
 
 /// What was said, whatever the lines.
 fn said(answer: &Answer) -> String {
-    answer.stderr.split_whitespace().collect::<Vec<_>>().join(" ")
+    answer
+        .stderr
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// An exemption that is good on the day of the test's run.
@@ -563,7 +728,12 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
     let answer = alice.apply(&exempt)?;
     assert!(answer.accepted(), "{}", answer.stderr);
     let until = format!("{RULE}: exempt until ");
-    let warned = |answer: &Answer| answer.warnings().iter().any(|line| line.starts_with(&until));
+    let warned = |answer: &Answer| {
+        answer
+            .warnings()
+            .iter()
+            .any(|line| line.starts_with(&until))
+    };
     assert!(warned(&answer), "{}", answer.stderr);
 
     // From then on anybody's writes keep it.
@@ -582,18 +752,31 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
         denied_by(&answer, RULE);
         assert!(said(&answer).contains("it was exempt before this change"));
     }
-    assert!(alice.annotate("hpa/llm", &format!("{KEY}={longer}"))?.accepted());
+    assert!(
+        alice
+            .annotate("hpa/llm", &format!("{KEY}={longer}"))?
+            .accepted()
+    );
 
     // Nor one that cannot be read.
     let answer = alice.annotate("hpa/llm", &format!("{KEY}=until=soon"))?;
-    assert!(said(&answer).contains("exemption-malformed: "), "{}", answer.stderr);
+    assert!(
+        said(&answer).contains("exemption-malformed: "),
+        "{}",
+        answer.stderr
+    );
     assert!(!answer.accepted());
     let misspelt = "exempt.gangplank.dev/gpu-utilisation-signal";
     let answer = alice.annotate("hpa/llm", &format!("{misspelt}={}", valid()))?;
-    assert!(said(&answer).contains("did you mean gpu-utilization-signal?"), "{}", answer.stderr);
+    assert!(
+        said(&answer).contains("did you mean gpu-utilization-signal?"),
+        "{}",
+        answer.stderr
+    );
 
     let metrics = get(&guarded()?.gangplank, "/metrics")?.1;
-    let used = "gangplank_exemptions_used_total{rule=\"gpu-utilization-signal\",source=\"annotation\"}";
+    let used =
+        "gangplank_exemptions_used_total{rule=\"gpu-utilization-signal\",source=\"annotation\"}";
     assert!(metrics.contains(used), "{metrics}");
     assert!(metrics.contains("gangplank_exemption_access_reviews_total{result=\"refused\"}"));
     Ok(())
@@ -605,7 +788,9 @@ fn an_exemption_does_not_travel_into_another_namespace() -> Result<()> {
     let (here, there) = (cluster.namespace("chart")?, cluster.namespace("copy")?);
     grant(&here, &["alice"])?;
     let exempt = annotated(hpa("llm", BAD), KEY, &valid());
-    here.as_user("alice").create(&exempt.to_string())?.success()?;
+    here.as_user("alice")
+        .create(&exempt.to_string())?
+        .success()?;
     // Whoever renders the same chart there may write there, and alice may exempt here only.
     grant(&there, &[])?;
     for user in ["alice", "bob"] {
@@ -616,7 +801,10 @@ fn an_exemption_does_not_travel_into_another_namespace() -> Result<()> {
         let ready = annotated(hpa("ready", FINE), KEY, &valid());
         let _ = user.create(&ready.to_string())?;
         let metrics = hpa("ready", BAD)["spec"]["metrics"].clone();
-        denied_by(&user.patch("hpa/ready", &json!({"spec": {"metrics": metrics}}))?, RULE);
+        denied_by(
+            &user.patch("hpa/ready", &json!({"spec": {"metrics": metrics}}))?,
+            RULE,
+        );
     }
     Ok(())
 }
@@ -705,11 +893,20 @@ fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
         let answer = kubectl.as_user("carol").create(&pool);
         answer.ok().filter(Answer::accepted)
     })?;
-    assert!(accepted.warnings().iter().any(|line| line.contains("exempt until")));
+    assert!(
+        accepted
+            .warnings()
+            .iter()
+            .any(|line| line.contains("exempt until"))
+    );
     kubectl.delete("nodepool/exempt-pool")?.success()?;
     let answer = kubectl.as_user("dave").create(&pool)?;
     denied_by(&answer, rule);
-    assert!(said(&answer).contains("user \"dave\" may not exempt"), "{}", answer.stderr);
+    assert!(
+        said(&answer).contains("user \"dave\" may not exempt"),
+        "{}",
+        answer.stderr
+    );
     Ok(())
 }
 
@@ -753,15 +950,24 @@ async fn without_an_answer_the_exemption_is_refused_and_the_rest_is_judged() -> 
         let mut object = scaler(BAD, VALID);
         // Beside it, something else that is wrong and has nothing to do with it.
         let other = scaler("DCGM_FI_DEV_FB_USED", "")["spec"]["metrics"][0].clone();
-        object["spec"]["metrics"].as_array_mut().unwrap().push(other);
+        object["spec"]["metrics"]
+            .as_array_mut()
+            .unwrap()
+            .push(other);
         // The API server waits no longer.
         let limit = std::time::Duration::from_secs(5);
         let response = tokio::time::timeout(limit, ask(&desk, "alice", &object)).await??;
         assert_eq!(response["allowed"], false, "{what}: {response}");
-        let message = response["status"]["message"].as_str().context("a message")?;
+        let message = response["status"]["message"]
+            .as_str()
+            .context("a message")?;
         assert!(message.contains("did not say in time"), "{what}: {message}");
         let causes = response["status"]["details"]["causes"].as_array();
-        let rules: Vec<_> = causes.into_iter().flatten().map(|cause| &cause["reason"]).collect();
+        let rules: Vec<_> = causes
+            .into_iter()
+            .flatten()
+            .map(|cause| &cause["reason"])
+            .collect();
         assert_eq!(rules, [RULE, "gpu-memory-signal"], "{what}");
         // What needs no answer gets its own as ever.
         let response = ask(&desk, "alice", &scaler(FINE, VALID)).await?;
@@ -823,13 +1029,29 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
             is_allowed(&gitops, exempt).then_some(())
         })?;
 
-        let exempt = annotated(hpa("llm", BAD), KEY, "until=2027-01-31; owner=team-llm; reason=load test");
+        let exempt = annotated(
+            hpa("llm", BAD),
+            KEY,
+            "until=2027-01-31; owner=team-llm; reason=load test",
+        );
         let answer = gitops.apply(&exempt.to_string())?;
         denied_by(&answer, RULE);
-        assert!(said(&answer).contains("exemptions.reviewRequired"), "{}", answer.stderr);
-        let too_far = annotated(hpa("llm", BAD), KEY, "until=2027-02-22; owner=team-llm; reason=load test");
+        assert!(
+            said(&answer).contains("exemptions.reviewRequired"),
+            "{}",
+            answer.stderr
+        );
+        let too_far = annotated(
+            hpa("llm", BAD),
+            KEY,
+            "until=2027-02-22; owner=team-llm; reason=load test",
+        );
         let answer = kubectl.apply(&too_far.to_string())?;
-        assert!(said(&answer).contains("more than 90 days ahead"), "{}", answer.stderr);
+        assert!(
+            said(&answer).contains("more than 90 days ahead"),
+            "{}",
+            answer.stderr
+        );
         assert!(!answer.accepted());
         let answer = kubectl.apply(&exempt.to_string())?;
         assert!(answer.accepted(), "{}", answer.stderr);
@@ -839,21 +1061,34 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         set_clock("2027-01-31T23:59:59Z");
         let answer = gitops.patch("hpa/llm", &change(5))?;
         assert!(answer.accepted(), "{}", answer.stderr);
-        let until = "gpu-utilization-signal: exempt until 2027-01-31 (team-llm); denied from then on";
+        let until =
+            "gpu-utilization-signal: exempt until 2027-01-31 (team-llm); denied from then on";
         assert_eq!(answer.warnings(), [until]);
 
         set_clock("2027-02-01T00:00:00Z");
         for user in [&gitops, &kubectl] {
             let answer = user.patch("hpa/llm", &change(6))?;
             denied_by(&answer, RULE);
-            assert!(said(&answer).contains("ended with 2027-01-31"), "{}", answer.stderr);
+            assert!(
+                said(&answer).contains("ended with 2027-01-31"),
+                "{}",
+                answer.stderr
+            );
         }
         // What does not touch the object's content is let through: controllers are not locked out.
-        assert!(kubectl.annotate("hpa/llm", "example.com/checked=yes")?.accepted());
+        assert!(
+            kubectl
+                .annotate("hpa/llm", "example.com/checked=yes")?
+                .accepted()
+        );
         assert!(kubectl.label("hpa/llm", "team=llm")?.accepted());
         // It is mended and the annotation removed in one change, or its end is moved.
         let longer = "until=2027-03-31; owner=team-llm; reason=load test";
-        assert!(kubectl.annotate("hpa/llm", &format!("{KEY}={longer}"))?.accepted());
+        assert!(
+            kubectl
+                .annotate("hpa/llm", &format!("{KEY}={longer}"))?
+                .accepted()
+        );
         set_clock("2027-04-01T00:00:00Z");
         let mut mended = hpa("llm", FINE);
         mended["metadata"]["annotations"] = json!({KEY: null});
@@ -864,4 +1099,229 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
     asked.await??;
     serving.abort();
     Ok(())
+}
+
+/// `gangplank exemptions` with these arguments: exit code, output, standard error.
+fn list(folder: &std::path::Path, args: &[&str], stdin: &str) -> (i32, String, String) {
+    let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gangplank"))
+        .current_dir(folder)
+        .env_clear()
+        .arg("exemptions")
+        .args(args)
+        .write_stdin(stdin)
+        .output()
+        .unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// A date so many days from the day of the test's run.
+fn in_days(days: i64) -> String {
+    let today = gangplank::exempt::today(Timestamp::now());
+    today
+        .saturating_add(jiff::Span::new().days(days))
+        .to_string()
+}
+
+#[test]
+fn exemptions_are_listed_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, object: &Value| {
+        let text = format!("# a comment\n{object}\n");
+        std::fs::write(folder.path().join(name), text).unwrap();
+    };
+    let with = |name: &str, metric: &str, text: &str| {
+        let mut object = scaler(metric, text);
+        object["metadata"]["name"] = json!(name);
+        object
+    };
+    let terms = |days: i64| format!("until={}; owner=team-llm; reason=load test", in_days(days));
+    write("good.yaml", &with("good", BAD, &terms(60)));
+    write("none.yaml", &with("none", FINE, ""));
+    let json = |args: &[&str]| {
+        let (code, text, complaint) = list(folder.path(), &[&["--output=json"], args].concat(), "");
+        (
+            code,
+            serde_json::from_str::<Value>(&text).unwrap(),
+            complaint,
+        )
+    };
+    let (code, report, complaint) = json(&["."]);
+    assert_eq!((code, complaint.as_str()), (0, ""));
+    assert_eq!(
+        report["exemptions"],
+        json!([{
+            "rule": RULE, "state": "valid", "unused": false, "until": in_days(60), "daysLeft": 60,
+            "owner": "team-llm", "reason": "load test", "source": "annotation",
+            "object": {
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "namespace": "inference", "name": "good",
+            },
+            "namespaces": [], "file": "./good.yaml", "line": 2, "error": null,
+        }])
+    );
+
+    // One that ends soon or is unused is no failure; one that has ended or cannot be read is.
+    write("soon.yaml", &with("soon", BAD, &terms(14)));
+    write("unused.yaml", &with("unused", FINE, &terms(15)));
+    let (code, report, _) = json(&["."]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        report["summary"],
+        json!({
+            "exemptions": 3, "valid": 2, "expiring": 1, "expired": 0, "malformed": 0, "unused": 1,
+            "errors": 0,
+        })
+    );
+    for (name, text) in [("over", terms(-1)), ("unreadable", "soon".to_owned())] {
+        write("void.yaml", &with(name, BAD, &text));
+        assert_eq!(json(&["."]).0, 1, "{name}");
+        assert_eq!(
+            json(&["void.yaml"]).1["exemptions"][0]["object"]["name"],
+            name
+        );
+    }
+    // What cannot be looked at is worse than either.
+    std::fs::write(folder.path().join("broken.yaml"), "a: [").unwrap();
+    let (code, report, _) = json(&["."]);
+    assert_eq!((code, &report["summary"]["errors"]), (2, &json!(1)));
+    assert_eq!(json(&["missing.yaml"]).0, 2);
+
+    let (code, text, _) = list(folder.path(), &["-"], &scaler(FINE, "").to_string());
+    assert_eq!(code, 0);
+    assert_eq!(
+        text,
+        "0 exemptions: 0 valid, 0 ending within 14 days, 0 expired, 0 malformed; 0 unused\n"
+    );
+    // Without a path it is a cluster that is asked.
+    let (code, _, complaint) = list(folder.path(), &["--kubeconfig=none"], "");
+    assert_eq!(code, 2);
+    assert!(complaint.contains("no access to a cluster"), "{complaint}");
+    let (code, _, complaint) = list(folder.path(), &["--kubeconfig=none", "."], "");
+    assert_eq!(code, 2);
+    assert!(complaint.contains("cannot be used with"), "{complaint}");
+}
+
+#[test]
+fn the_table_of_exemptions() {
+    let exempt = json!([{
+        "namespaces": ["team-*", "batch"], "rules": ["gang-scheduling"], "until": "2026-11-22",
+        "owner": "platform", "reason": "migration\nto KAI",
+    }]);
+    let policy = policy(&json!({"exemptions": {"namespaces": exempt}}));
+    let mut ledger = Ledger::default();
+    for (name, text, unused) in [
+        (
+            "last-day",
+            "until=2026-11-23; owner=team-llm; reason=load test; legacy model",
+            false,
+        ),
+        ("valid", VALID, true),
+        ("over", OVER, false),
+        ("unreadable", UNREADABLE, false),
+    ] {
+        let mut object = scaler(BAD, text);
+        object["metadata"]["name"] = json!(name);
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        ledger
+            .entries
+            .extend(annotations(&subject.value).map(|annotation| Entry {
+                object: Some(ObjectName::from(&subject)),
+                unused: Some(unused),
+                ..Entry::of_annotation(&annotation, false, now(), 90)
+            }));
+    }
+    for exempted in policy.exemptions().namespaces() {
+        let entry = Entry::of_namespaces(exempted, "gang-scheduling", now());
+        ledger.entries.push(entry);
+    }
+    ledger
+        .errors
+        .push("the API server refused to list nodepools.karpenter.sh".to_owned());
+    ledger.sort();
+    assert_eq!(ledger.exit_code(), 2);
+    insta::assert_snapshot!("exemptions-table", ledger.text());
+
+    let metrics = Metrics::new();
+    metrics.exemptions(ledger.entries.iter().cloned());
+    let text = metrics.encode();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("gangplank_exemptions{") || line.contains("next_end"))
+        .collect();
+    insta::assert_snapshot!("exemptions-metrics", {
+        let mut lines = lines;
+        lines.sort_unstable();
+        lines.join("\n")
+    });
+}
+
+#[test]
+fn exemptions_are_listed_and_counted_from_a_cluster() -> Result<()> {
+    let cluster = &guarded()?.cluster;
+    let kubectl = cluster.namespace("ledger")?;
+    let create =
+        |object: &Value| -> Result<()> { kubectl.create(&object.to_string())?.success().map(drop) };
+    create(&annotated(hpa("used", BAD), KEY, &valid()))?;
+    create(&annotated(hpa("unused", FINE), KEY, &valid()))?;
+    let server = deployment("llm", 7, 1, &["--tensor-parallel-size=8"]);
+    create(&annotated(
+        server,
+        "exempt.gangplank.dev/parallelism-fits-pod",
+        &valid(),
+    ))?;
+    let folder = tempfile::tempdir()?;
+    let policy = folder.path().join("policy.yaml");
+    let exempted = |rule: &str| {
+        json!({
+            "namespaces": [kubectl.namespace()], "rules": [rule], "until": in_days(3),
+            "owner": "platform", "reason": "migration",
+        })
+    };
+    let document = json!({
+        "apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+        "exemptions": {"namespaces": [exempted(RULE), exempted("gpu-memory-signal")]},
+    });
+    std::fs::write(&policy, document.to_string())?;
+    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    let policy = format!("--policy={}", policy.display());
+    let (_, text, complaint) = list(folder.path(), &["--output=json", &kubeconfig, &policy], "");
+    let report: Value = serde_json::from_str(&text).with_context(|| complaint.clone())?;
+    let mut found: Vec<String> = report["exemptions"]
+        .as_array()
+        .context("exemptions")?
+        .iter()
+        .filter(|one| {
+            one["source"] == "policy" || one["object"]["namespace"] == kubectl.namespace()
+        })
+        .map(|one| {
+            let name = one["object"]["name"].as_str().unwrap_or("-");
+            format!("{name} {} {} {}", one["rule"], one["state"], one["unused"])
+        })
+        .collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "- \"gpu-memory-signal\" \"expiring\" true",
+            "- \"gpu-utilization-signal\" \"expiring\" false",
+            "llm \"parallelism-fits-pod\" \"valid\" false",
+            "unused \"gpu-utilization-signal\" \"valid\" true",
+            "used \"gpu-utilization-signal\" \"valid\" false",
+        ],
+        "{complaint}"
+    );
+
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_gangplank"));
+    let gangplank = Gangplank::start(binary, &["--watch", &kubeconfig, &policy])?;
+    assert!(gangplank.log().contains("ends with"), "{}", gangplank.log());
+    eventually("the exemptions are counted", SOON, || {
+        let (_, metrics) = get(&gangplank, "/metrics").ok()?;
+        let of_policy = "gangplank_exemptions{rule=\"gpu-memory-signal\",source=\"policy\",state=\"expiring\"} 1";
+        let of_objects = "gangplank_exemptions{rule=\"parallelism-fits-pod\",source=\"annotation\",state=\"valid\"}";
+        (metrics.contains(of_policy) && metrics.contains(of_objects)).then_some(())
+    })
 }

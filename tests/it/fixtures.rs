@@ -152,7 +152,9 @@ fn every_rule_has_fixtures_that_fire_and_fixtures_that_do_not() {
             .map(|(name, _)| name.split('-').next().unwrap().to_owned())
             .collect();
         assert!(
-            ["deny", "warn", "audit"].iter().any(|kind| kinds.contains(*kind)),
+            ["deny", "warn", "audit"]
+                .iter()
+                .any(|kind| kinds.contains(*kind)),
             "{} never fires",
             rule.id
         );

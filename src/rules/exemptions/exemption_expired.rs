@@ -70,9 +70,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         }
         let (until, owner, id) = (terms.until, &terms.owner, rule.id);
         let message = if cx.memo.fired(id) == Some(false) {
-            format!(
-                "ended with {until} and {id} finds nothing any more: remove it (owner {owner})"
-            )
+            format!("ended with {until} and {id} finds nothing any more: remove it (owner {owner})")
         } else {
             format!(
                 "ended with {until}: {id} holds again, and the next change of what it finds is judged by it (owner {owner})"
