@@ -23,10 +23,10 @@ use k8s_openapi::{
 
 use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
+    exempt::PREFIX,
     policy::{Mode, Policy},
-    review::EXEMPT_PREFIX,
     rules::{
-        Kind, RULES,
+        Group, Kind, RULES,
         kinds::{PodTemplates, Relevance, SCALED_OBJECT},
         metadata_read,
     },
@@ -203,7 +203,13 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
     }
     let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
     for kind in kinds {
-        let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
+        // The rules about exemptions speak of every kind; that one is malformed matters no more than
+        // the rule that it is about.
+        let of_kind = || {
+            RULES
+                .iter()
+                .filter(|rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
+        };
         let ours = ours(kind);
         if policy.mode == Mode::Enforce
             && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
@@ -342,7 +348,7 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
         );
         parts.push(format!(
             "(has({here}.metadata.annotations) && {here}.metadata.annotations.exists(k, \
-             k.startsWith('{EXEMPT_PREFIX}') && {new} != {old}))"
+             k.startsWith('{PREFIX}') && {new} != {old}))"
         ));
     }
     parts.join(" || ")

@@ -20,7 +20,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 /// A cluster that Gangplank guards.
 pub(crate) struct Guarded {
     pub(crate) cluster: Cluster,
-    gangplank: Gangplank,
+    pub(crate) gangplank: Gangplank,
 }
 
 impl Guarded {
@@ -103,7 +103,7 @@ pub(crate) fn scaled_object(name: &str, query: &str) -> Value {
 }
 
 /// A GPU pool with a taint, and this disruption.
-fn node_pool(name: &str, disruption: Option<Value>) -> Value {
+pub(crate) fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     let mut pool = json!({
         "apiVersion": "karpenter.sh/v1", "kind": "NodePool",
         "metadata": {"name": name},
@@ -121,7 +121,7 @@ fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     pool
 }
 
-fn evicting() -> Value {
+pub(crate) fn evicting() -> Value {
     json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "5m"})
 }
 
