@@ -165,9 +165,13 @@ mod tests {
 
     #[test]
     fn a_parent_is_judged_just_where_a_rule_speaks_of_its_kind() {
-        // A Job that submits is no model server. Under its own strategies AIBrix writes no
-        // HorizontalPodAutoscaler, and would not write over one that names a PodAutoscaler.
-        let judged_for_other_things = [("RayCluster", "Job"), ("RayJob", "Job")];
+        // What is said of these parents is not said of their Jobs. Under its own strategies AIBrix
+        // writes no HorizontalPodAutoscaler, and would not write over one that names a PodAutoscaler.
+        let judged_for_other_things = [
+            ("RayCluster", "Job"),
+            ("RayJob", "Job"),
+            ("ScaledJob", "Job"),
+        ];
         let left_to_others = [("PodAutoscaler", "HorizontalPodAutoscaler")];
         for row in &Controllers::builtin().controllers {
             let ParentKind { group, kind } = &row.parent;
