@@ -1050,6 +1050,8 @@ pub type Shared = Arc<Policy>;
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -1196,11 +1198,11 @@ mod tests {
             ("rule", json!("gang-scheduling")),
         ] {
             let (path, message) = error(with_member(key, value));
-            text.push_str(&format!("{path}: {message}\n"));
+            writeln!(text, "{path}: {message}").unwrap();
         }
         let without = json!({"exemptions": {"namespaces": [{"namespaces": ["a"]}]}});
         let (path, message) = error(without);
-        text.push_str(&format!("{path}: {message}\n"));
+        writeln!(text, "{path}: {message}").unwrap();
         insta::assert_snapshot!(text);
     }
 

@@ -125,10 +125,10 @@ fn of_policy(
     for exempted in policy.exemptions().namespaces() {
         for rule in &exempted.rules {
             let unused = used.map(|used| {
-                let uses = |(namespace, found): &(String, &str)| {
+                let needs_it = |(namespace, found): &(String, &str)| {
                     found == rule && exempted.covers(namespace)
                 };
-                !used.iter().any(uses)
+                !used.iter().any(needs_it)
             });
             entries.push(Entry {
                 unused,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -80,7 +81,7 @@ fn policy(members: &Value) -> Policy {
 fn judge(policy: &Policy, rights: Rights, old: Option<&Value>, new: &Value) -> Review {
     let mut subject = Subject::from_manifest(Arc::new(new.clone())).unwrap();
     subject.door = Door::Validate;
-    subject.user = "bob".to_owned();
+    "bob".clone_into(&mut subject.user);
     if let Some(old) = old {
         subject.operation = Operation::Update;
         subject.old = Some(Arc::new(old.clone()));
@@ -563,18 +564,20 @@ fn the_text_of_every_answer() {
         };
         let answer = webhook::answer::answer(policy, "u", &subject, &review);
         let response = &answer["response"];
-        text.push_str(&format!("== {what}\n"));
+        writeln!(text, "== {what}").unwrap();
         if let Some(message) = response["status"]["message"].as_str() {
-            text.push_str(&format!("{message}\n"));
+            writeln!(text, "{message}").unwrap();
         }
         for warning in response["warnings"].as_array().into_iter().flatten() {
-            text.push_str(&format!("Warning: {}\n", warning.as_str().unwrap()));
+            writeln!(text, "Warning: {}", warning.as_str().unwrap()).unwrap();
         }
         let audit = &response["auditAnnotations"];
-        text.push_str(&format!(
-            "audit: {} {} {}\n",
+        writeln!(
+            text,
+            "audit: {} {} {}",
             audit["verdict"], audit["rules"], audit["exemptions"]
-        ));
+        )
+        .unwrap();
     }
     insta::assert_snapshot!("exemptions", text);
 }
@@ -852,7 +855,7 @@ fn a_controllers_child_is_exempt_like_its_owner() -> Result<()> {
 #[test]
 fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
     let kubectl = guarded()?.cluster.kubectl();
-    let role = json!({"apiVersion": "v1", "kind": "List", "items": [
+    let roles = json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
             "metadata": {"name": "pools"}, "rules": [
@@ -885,7 +888,7 @@ fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
             },
         },
     ]});
-    kubectl.create(&role.to_string())?.success()?;
+    kubectl.create(&roles.to_string())?.success()?;
     let pool = node_pool("exempt-pool", Some(evicting()));
     let rule = "gpu-pool-consolidation";
     let pool = annotated(pool, &format!("exempt.gangplank.dev/{rule}"), &valid()).to_string();
@@ -1324,4 +1327,71 @@ fn exemptions_are_listed_and_counted_from_a_cluster() -> Result<()> {
         let of_objects = "gangplank_exemptions{rule=\"parallelism-fits-pod\",source=\"annotation\",state=\"valid\"}";
         (metrics.contains(of_policy) && metrics.contains(of_objects)).then_some(())
     })
+}
+
+/// In a file an exemption counts as granted, and its end is told.
+#[test]
+fn check_lets_in_what_is_exempt_and_says_until_when() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |days: i64| {
+        let until = in_days(days);
+        let text = format!(
+            "apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: llm
+  namespace: inference
+  annotations:
+    {KEY}: \"until={until}; owner=team-llm; reason=load test; legacy model\"
+spec:
+  scaleTargetRef: {{apiVersion: apps/v1, kind: Deployment, name: llm}}
+  maxReplicas: 4
+  metrics:
+    - type: Pods
+      pods:
+        metric:
+          name: {BAD}
+        target: {{type: AverageValue, averageValue: \"70\"}}
+"
+        );
+        std::fs::write(folder.path().join("hpa.yaml"), text).unwrap();
+    };
+    let check = |args: &[&str]| {
+        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gangplank"))
+            .current_dir(folder.path())
+            .env_clear()
+            .args(["check", "hpa.yaml"])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), text)
+    };
+    write(30);
+    let (code, text) = check(&[]);
+    assert_eq!(code, 0);
+    insta::assert_snapshot!("check-exempt", text.replace(&in_days(30), "<in 30 days>"));
+    let (_, text) = check(&["--output=json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["summary"]["exempted"], 1);
+    assert_eq!(report["summary"]["allowed"], 1);
+    let finding = &report["results"][0]["findings"][0];
+    assert_eq!(
+        (&finding["rule"], &finding["level"], &finding["exempted"]),
+        (
+            &json!(RULE),
+            &json!("audit"),
+            &json!({
+                "until": in_days(30), "owner": "team-llm", "reason": "load test; legacy model",
+                "source": "annotation",
+            })
+        )
+    );
+    // Over, or further ahead than the policy allows, it exempts from nothing.
+    for days in [-1, 91] {
+        write(days);
+        let (code, text) = check(&["--output=json"]);
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &report["summary"]["denied"]), (1, &json!(1)));
+    }
 }
