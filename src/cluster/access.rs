@@ -102,7 +102,7 @@ impl Access {
                 let namespace = subject.namespace.clone().unwrap_or_default();
                 let question = Question {
                     requester: requester.clone(),
-                    rule: *rule,
+                    rule,
                     namespace,
                 };
                 self.ask(question, deadline).await
