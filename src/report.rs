@@ -14,6 +14,7 @@ use crate::{
     subject::Subject,
 };
 
+pub mod exemptions;
 pub mod github;
 pub mod human;
 pub mod json;

@@ -94,15 +94,6 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_word_is_one_that_could_have_been_meant() {
-        let words = ["until", "owner", "reason"];
-        assert_eq!(nearest("untli", words), Some("until"));
-        assert_eq!(nearest("OWNER", words), Some("owner"));
-        assert_eq!(nearest("team", words), None);
-        assert_eq!(nearest(&"u".repeat(1000), words), None);
-    }
-
-    #[test]
     fn control_characters_are_written_out() {
         assert_eq!(harmless("a\u{1b}[2Jb\nc\rä"), "a\\u{1b}[2Jb\nc\\rä");
     }

@@ -65,10 +65,9 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
-    for member in policy.without_effect() {
-        report::complain(&format!(
-            "the policy's {member} has no effect in this version"
-        ));
+    let now = Timestamp::now();
+    for line in policy.exemptions().ending(now) {
+        report::complain(&line);
     }
     let baseline = match args.baseline.as_deref().map(baseline).transpose() {
         Ok(baseline) => baseline.unwrap_or_default(),
@@ -82,7 +81,6 @@ pub fn run(args: &Args) -> u8 {
         reader.path(path);
     }
     let facts = reader.facts(&policy);
-    let now = Timestamp::now();
     let mut report = Report {
         passed_by: reader.passed_by,
         baseline,
