@@ -24,7 +24,7 @@ use crate::{
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
-    text::nearest,
+    text::{hash, nearest},
 };
 
 mod effective;
@@ -860,7 +860,7 @@ impl Policy {
             warm_pools,
             exemptions,
             catalog,
-            hash: fingerprint(document),
+            hash: hash(&document.to_string()),
         })
     }
 
@@ -1032,17 +1032,6 @@ fn read_rules(
             Ok((rule, setting.level, params))
         })
         .collect()
-}
-
-/// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
-fn fingerprint(document: &Value) -> String {
-    let hash = document
-        .to_string()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    format!("{hash:016x}")
 }
 
 /// A policy shared between the edges.

@@ -19,6 +19,7 @@ mod docs;
 mod enforce;
 mod exemptions;
 mod fixtures;
+mod formats;
 mod helm;
 mod node_pools;
 mod policy;
