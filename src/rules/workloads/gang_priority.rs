@@ -124,7 +124,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         (owner, Some(class))
     } else if let Some(class) = template.label(CLASS) {
         (
-            template.path().clone().keys(&["metadata", "labels", CLASS]),
+            template.metadata_path().keys(&["labels", CLASS]),
             Some(class),
         )
     } else if let Some(class) = template.spec_text(CLASS) {

@@ -787,7 +787,7 @@ impl<'c, 'a> Case<'c, 'a> {
     /// A group made by somebody else: three things have to come together.
     fn external(&self, external: &External, members: u64, out: &mut Findings) {
         let template = &self.serving.set.template;
-        let annotations = template.path().clone().keys(&["metadata", "annotations"]);
+        let annotations = template.metadata_path().key("annotations");
         let named = template
             .annotation(&external.group)
             .filter(|name| !name.is_empty());
@@ -937,7 +937,7 @@ impl<'c, 'a> Case<'c, 'a> {
         };
         let template = &self.serving.set.template;
         let (path, name) = if group.label.is_some() {
-            let path = template.path().clone().keys(&["metadata", "labels", named]);
+            let path = template.metadata_path().keys(&["labels", named]);
             (path, template.label(named))
         } else {
             let keys: Vec<&str> = named.split('.').collect();
@@ -1003,7 +1003,7 @@ impl<'c, 'a> Case<'c, 'a> {
             return;
         };
         let template = &self.serving.set.template;
-        let annotations = template.path().clone().keys(&["metadata", "annotations"]);
+        let annotations = template.metadata_path().key("annotations");
         let own = template.annotation(&keys.name).unwrap_or_default();
         let minimum = template
             .annotation(&keys.groups)
@@ -1352,7 +1352,7 @@ impl<'c, 'a> Case<'c, 'a> {
                     .annotation(&external.group)
                     .filter(|name| !name.is_empty())
                     .unwrap_or(&self.cx.subject.name);
-                let named = template.path().clone().keys(&["metadata", "annotations"]);
+                let named = template.metadata_path().key("annotations");
                 put(&mut out, &annotation(&external.skip), Value::from("true"));
                 put(&mut out, &named.key(&external.group), Value::from(name));
             }
@@ -1435,10 +1435,8 @@ impl<'c, 'a> Case<'c, 'a> {
                 .map(|container| group_container(container.value))
                 .collect();
             spec.insert("containers".into(), Value::from(containers));
-            let mut labels = at(self.serving.set.template.value(), &["metadata", "labels"])
-                .and_then(Value::as_object)
-                .cloned()
-                .unwrap_or_default();
+            let labels = self.serving.set.template.labels();
+            let mut labels = labels.cloned().unwrap_or_default();
             labels.insert("role".into(), Value::from(role));
             json!({"metadata": {"labels": labels}, "spec": spec})
         };
