@@ -12,7 +12,7 @@ use crate::{
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
     policy::{ExistingViolations, Mode, Policy, RuleLevel},
-    rules::{Context, Edits, Findings, Memo, RULES, Rule, metadata_read},
+    rules::{Context, Edits, Findings, Memo, RULES, Rule, kinds, metadata_read},
     subject::{Door, Operation, Subject, at},
 };
 
@@ -78,7 +78,8 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     let mut findings = Vec::new();
     let mut patch = Patch::default();
     let mut judged = None;
-    if subject.door != Door::Validate && policy.mode == Mode::Enforce && !is_child {
+    let is_filled = !is_child && kinds::is_filled(subject.group(), &subject.kind);
+    if subject.door != Door::Validate && policy.mode == Mode::Enforce && is_filled {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
         let memo = Memo::default();
         for rule in rules() {

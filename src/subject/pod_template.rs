@@ -84,6 +84,8 @@ pub struct PodTemplate<'a> {
     main: Option<Place<'a>>,
     /// Accelerators that are asked for beside the pod spec, for its main container.
     asked: Option<Accelerators>,
+    /// Accelerators that a controller asks for where the containers ask for none.
+    given: Option<Accelerators>,
 }
 
 /// The list of a container that stands beside the pod spec.
@@ -169,6 +171,7 @@ impl<'a> PodTemplate<'a> {
             metadata,
             main: None,
             asked: None,
+            given: None,
         }
     }
 
@@ -180,6 +183,7 @@ impl<'a> PodTemplate<'a> {
             metadata,
             main: None,
             asked: None,
+            given: None,
         }
     }
 
@@ -195,9 +199,23 @@ impl<'a> PodTemplate<'a> {
         Self { asked, ..self }
     }
 
+    /// With accelerators that a controller asks for where the containers ask for none.
+    #[must_use]
+    pub fn with_given(self, given: Accelerators) -> Self {
+        Self {
+            given: Some(given),
+            ..self
+        }
+    }
+
     /// Where it stands.
     pub const fn path(&self) -> &FieldPath {
         &self.path
+    }
+
+    /// Whether its accelerators are asked for beside the pod spec.
+    pub const fn is_asked_beside(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// Where its pod spec stands.
@@ -296,7 +314,7 @@ impl<'a> PodTemplate<'a> {
             .filter(|asked| asked.units != Count::Known(0))
             .collect();
         match asked.len() {
-            0 => self.other_accelerators(),
+            0 => self.other_accelerators().or_else(|| self.given.clone()),
             1 => asked.pop(),
             // Several kinds at once: which of them the engine uses cannot be told.
             _ => asked.pop().map(|one| Accelerators {
@@ -309,7 +327,8 @@ impl<'a> PodTemplate<'a> {
 
     /// Whether a container itself asks for an accelerator, or may by a claim or share of the pod.
     pub fn container_has_accelerator(&self, catalog: &Engines, container: &Container<'_>) -> bool {
-        (self.asked.is_some() && container.list == BESIDE)
+        let beside = self.asked.is_some() || self.given.is_some();
+        (beside && container.list == BESIDE)
             || container.resources().any(|name| {
                 catalog.accelerator(name).is_some()
                     && container.amount(name) != Some(Count::Known(0))

@@ -1,5 +1,6 @@
-//! One view of everything that runs pods: Deployments and their like, Jobs, LeaderWorkerSets and
-//! Ray clusters; and what a workload that serves a model needs of its pods.
+//! One view of everything that runs pods: Deployments and their like, Jobs, LeaderWorkerSets, Ray
+//! clusters, and the services of KServe, Grove and Dynamo; and what a workload that serves a model
+//! needs of its pods.
 
 use serde_json::Value;
 
@@ -9,10 +10,14 @@ use super::{
 };
 use crate::{
     catalog::engines::Engines,
-    engine::{self, ConfigMaps, Server, Surroundings},
+    engine::{self, ConfigMaps, Degree, Server, Surroundings},
     facts::Facts,
-    finding::FieldPath,
+    finding::{Confidence, FieldPath},
 };
+
+mod dynamo;
+mod grove;
+mod kserve;
 
 /// What runs the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,12 +36,38 @@ pub enum Kind {
     LeaderWorkerSet,
     /// ray.io RayCluster, RayService or RayJob.
     Ray,
+    /// serving.kserve.io InferenceService.
+    InferenceService,
+    /// serving.kserve.io LLMInferenceService.
+    LlmInferenceService,
+    /// grove.io PodCliqueSet.
+    PodCliqueSet,
+    /// nvidia.com DynamoGraphDeployment.
+    DynamoGraph,
 }
 
 impl Kind {
     /// Whether the workload's pods are alike and make no groups by themselves.
     pub const fn is_flat(self) -> bool {
-        !matches!(self, Self::LeaderWorkerSet | Self::Ray)
+        matches!(
+            self,
+            Self::Deployment | Self::StatefulSet | Self::ReplicaSet | Self::Rollout | Self::Job
+        )
+    }
+
+    /// Whether its controller takes the labels of the object to the pods, or the scheduler reads them
+    /// there. KServe passes on few of an LLMInferenceService's (kserve/kserve
+    /// pkg/controller/v1alpha2/llmisvc, `propagateTopLevelLeaderWorkerSetMetadata`).
+    pub const fn passes_labels_on(self) -> bool {
+        !matches!(self, Self::LlmInferenceService)
+    }
+
+    /// Whether its controller, and not the API server, decides the scheduler of pods that name none:
+    /// Grove's configuration has a default, Dynamo puts KAI or Volcano where it finds them
+    /// (ai-dynamo/grove operator/api/config/v1alpha1/types.go; ai-dynamo/dynamo
+    /// deploy/operator/internal/dynamo/grove.go).
+    pub const fn picks_scheduler(self) -> bool {
+        matches!(self, Self::PodCliqueSet | Self::DynamoGraph)
     }
 }
 
@@ -50,8 +81,10 @@ pub struct PodSet<'a> {
     /// Whether that number is moved without the template being written, and judged, again: through
     /// the scale subresource, or by Ray's autoscaler.
     pub resizes: bool,
-    /// `pod`, `leader`, `worker`, `head`.
+    /// `pod`, `leader`, `worker`, `head`, `clique`, `member` of a scaling group, `node`.
     pub role: &'static str,
+    /// A controller completes these pods from elsewhere: what the template leaves out is unknown.
+    pub merged: bool,
 }
 
 /// A workload.
@@ -63,13 +96,57 @@ pub struct Workload<'a> {
     pub value: &'a Value,
     /// Its pods. For flat kinds one set of `replicas` pods, for the others the pods of one group.
     pub pods: Vec<PodSet<'a>>,
-    /// Groups that it runs: the LeaderWorkerSet's replicas; 1 for everything else.
+    /// Groups that it runs: the LeaderWorkerSet's replicas; 1 for what makes none.
     pub groups: u64,
+    /// Its controller makes groups of the pods that schedulers know as such.
+    pub grouped: bool,
+    /// Which of an object's several workloads this is; empty for an object that is one.
+    pub component: &'a str,
+    /// Nothing that cannot be seen from here changes what the object says of its pods and ranks.
+    pub certain: bool,
+    /// The ranks, where the object says them beside the command line.
+    pub stated: Option<Stated>,
+}
+
+/// Degrees of parallelism that an object states in fields of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// Tensor parallel size.
+    pub tensor: Degree,
+    /// Pipeline parallel size, where it counts.
+    pub pipeline: Option<Degree>,
+    /// Data parallel size, where it counts.
+    pub data: Option<Degree>,
 }
 
 impl<'a> Workload<'a> {
-    /// The workload that an object is, if it is of a kind that runs pods.
-    pub fn of(group: &str, kind: &str, value: &'a Value) -> Option<Self> {
+    const fn new(kind: Kind, value: &'a Value) -> Self {
+        Self {
+            kind,
+            value,
+            pods: Vec::new(),
+            groups: 1,
+            grouped: false,
+            component: "",
+            certain: true,
+            stated: None,
+        }
+    }
+
+    /// The workloads that an object is: one, or several under one name; none where it is of no kind
+    /// that runs pods.
+    pub fn all(group: &str, kind: &str, value: &'a Value) -> Vec<Self> {
+        match (group, kind) {
+            ("serving.kserve.io", "InferenceService") => kserve::inference_service(value),
+            ("serving.kserve.io", "LLMInferenceService") => kserve::llm_inference_service(value),
+            ("grove.io", "PodCliqueSet") => grove::pod_clique_set(value),
+            ("nvidia.com", "DynamoGraphDeployment") => dynamo::graph(value),
+            _ => Self::of(group, kind, value).into_iter().collect(),
+        }
+    }
+
+    /// The workload that an object of a kind is that only ever is one.
+    fn of(group: &str, kind: &str, value: &'a Value) -> Option<Self> {
         let kind = match (group, kind) {
             ("apps", "Deployment") => Kind::Deployment,
             ("apps", "StatefulSet") => Kind::StatefulSet,
@@ -102,10 +179,10 @@ impl<'a> Workload<'a> {
             }
         };
         Some(Self {
-            kind,
-            value,
             pods,
             groups,
+            grouped: !kind.is_flat(),
+            ..Self::new(kind, value)
         })
     }
 
@@ -168,6 +245,7 @@ fn pod_set<'a>(
         count,
         resizes: false,
         role,
+        merged: false,
     })
 }
 
@@ -265,10 +343,15 @@ pub struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    /// What an object under review serves; `None` where it serves nothing on an accelerator.
-    pub fn of(subject: &'a Subject, facts: &'a Facts, engines: &'a Engines) -> Option<Self> {
-        let workload = Workload::of(subject.group(), &subject.kind, &subject.value)?;
-        Self::of_workload(workload, subject.namespace.as_deref(), facts, engines)
+    /// What each workload of an object under review serves; none where it serves nothing on an
+    /// accelerator.
+    pub fn all(subject: &'a Subject, facts: &'a Facts, engines: &'a Engines) -> Vec<Self> {
+        Workload::all(subject.group(), &subject.kind, &subject.value)
+            .into_iter()
+            .filter_map(|workload| {
+                Self::of_workload(workload, subject.namespace.as_deref(), facts, engines)
+            })
+            .collect()
     }
 
     /// What a workload serves; `None` where it serves nothing on an accelerator.
@@ -283,7 +366,13 @@ impl<'a> Serving<'a> {
             return None;
         }
         let size = Count::Known(workload.size());
-        let injected = if workload.kind == Kind::LeaderWorkerSet {
+        let is_kserve = matches!(
+            workload.kind,
+            Kind::InferenceService | Kind::LlmInferenceService
+        );
+        let by_lws = workload.kind == Kind::LeaderWorkerSet
+            || (workload.kind == Kind::LlmInferenceService && workload.grouped);
+        let injected = if by_lws {
             vec![
                 ("LWS_GROUP_SIZE", size),
                 ("LWS_LEADER_ADDRESS", Count::Unknown),
@@ -296,7 +385,8 @@ impl<'a> Serving<'a> {
             engines,
             config_maps: ConfigMaps { facts, namespace },
             injected,
-            declared: declared == Some(true),
+            // An inference service serves a model by its kind.
+            declared: declared == Some(true) || is_kserve,
         };
         let (set, server) = workload
             .pods
@@ -315,8 +405,22 @@ impl<'a> Serving<'a> {
         if workload.kind == Kind::Ray {
             engine::ray_serve(workload.value, &mut server);
         }
+        if let Some(stated) = &workload.stated {
+            engine::stated(stated, &mut server);
+        }
+        if is_kserve && server.confidence == Confidence::Presumed && server.engine.is_none() {
+            // Whatever the runtime starts, it is not here.
+            server.confidence = Confidence::Unknown;
+        }
         let accelerators = set.template.accelerators(engines)?;
-        let spread = spread(&workload, &set, &server, &accelerators, engines);
+        let mut workload = workload;
+        let spread = if workload.kind == Kind::InferenceService && workload.pods.len() > 1 {
+            let (spread, certain) = head_and_workers(&workload, &server, &accelerators, engines);
+            workload.certain = certain;
+            spread
+        } else {
+            spread(&workload, &server, &accelerators, engines)
+        };
         Some(Self {
             workload,
             set,
@@ -326,50 +430,96 @@ impl<'a> Serving<'a> {
         })
     }
 
+    /// Whether the kind makes one instance, or several, of the pods of a group.
+    pub fn joins_pods(&self) -> bool {
+        joins_pods(&self.workload)
+    }
+
     /// Whether the label, and not what runs, makes this a model server.
     pub fn is_declared(&self) -> bool {
         self.workload.declared() == Some(true)
     }
 }
 
+/// How KServe spreads an instance over its head and its workers, and whether that can be told from
+/// the object: the runtime may have GPUs of its own, and chooses between Ray, which fills pods of as
+/// many GPUs as they have, and a pod for each pipeline stage (kserve/kserve
+/// pkg/controller/v1beta1/inferenceservice/components/predictor.go, `multiNodeProcess`).
+fn head_and_workers(
+    workload: &Workload<'_>,
+    server: &Server<'_>,
+    accelerators: &Accelerators,
+    engines: &Engines,
+) -> (Spread, bool) {
+    let parallelism = &server.parallelism;
+    let Some(ranks) = parallelism.world.known() else {
+        return (Spread::Unknown, false);
+    };
+    let worker = workload
+        .pods
+        .iter()
+        .find(|set| set.role == "worker")
+        .and_then(|set| set.template.accelerators(engines)?.gpus.known());
+    match (accelerators.gpus.known(), worker) {
+        (Some(head), Some(_)) if ranks <= head => (Spread::SinglePod, false),
+        (Some(_), Some(each)) => {
+            let pods = ranks.div_ceil(each.max(1));
+            let certain = parallelism.tensor.count == Count::Known(each);
+            (Spread::Group(pods), certain && pods > 1)
+        }
+        _ => match parallelism.pipeline.count {
+            Count::Known(stages) if stages > 1 => (Spread::Group(stages), false),
+            _ => (Spread::Unknown, false),
+        },
+    }
+}
+
+/// Whether the pods of a workload are one instance, or hold whole ones, by its kind.
+fn joins_pods(workload: &Workload<'_>) -> bool {
+    match workload.kind {
+        Kind::LeaderWorkerSet | Kind::Ray => true,
+        Kind::LlmInferenceService | Kind::DynamoGraph => workload.grouped,
+        Kind::PodCliqueSet => workload.pods.iter().any(|set| set.role == "member"),
+        _ => false,
+    }
+}
+
 fn spread(
     workload: &Workload<'_>,
-    set: &PodSet<'_>,
     server: &Server<'_>,
     accelerators: &Accelerators,
     engines: &Engines,
 ) -> Spread {
     let parallelism = &server.parallelism;
     let ranks = parallelism.world.known();
-    if !workload.kind.is_flat() {
-        // The kind itself makes the group.
+    if joins_pods(workload) {
         let pods = workload.size();
         let gpus = workload.pods.iter().try_fold(0_u64, |sum, set| {
             let each = match set.template.accelerators(engines) {
+                None if set.merged => return None,
                 None => 0,
                 Some(asked) => asked.gpus.known()?,
             };
             sum.checked_add(each.checked_mul(set.count)?)
         });
+        // These may well hold several independent instances.
+        let holds_several = matches!(workload.kind, Kind::Ray | Kind::PodCliqueSet);
         return match (ranks, gpus) {
-            (Some(ranks), Some(gpus)) if ranks > gpus && workload.kind == Kind::LeaderWorkerSet => {
+            (Some(ranks), Some(gpus)) if ranks > gpus && workload.kind != Kind::Ray => {
                 Spread::Misfit { ranks, gpus }
             }
             (Some(1), _) => Spread::One,
-            // A Ray cluster may well hold several independent instances.
             (Some(ranks), _)
-                if workload.kind == Kind::Ray
-                    && accelerators.gpus.known().is_some_and(|gpus| ranks <= gpus) =>
+                if holds_several && accelerators.gpus.known().is_some_and(|gpus| ranks <= gpus) =>
             {
                 Spread::SinglePod
             }
-            (None, _) if workload.kind == Kind::Ray => Spread::Unknown,
+            (None, _) if holds_several => Spread::Unknown,
             _ if pods > 1 => Spread::Group(pods),
             (Some(_), _) => Spread::SinglePod,
             (None, _) => Spread::Unknown,
         };
     }
-    let _ = set;
     let gpus = accelerators.gpus.known();
     let needed = ranks
         .zip(gpus)
@@ -403,7 +553,8 @@ mod tests {
     fn spread_of(object: Value) -> Option<Spread> {
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
-        Serving::of(&subject, &facts, Engines::builtin()).map(|serving| serving.spread)
+        let servings = Serving::all(&subject, &facts, Engines::builtin());
+        servings.first().map(|serving| serving.spread)
     }
 
     fn pod(args: &[&str], resource: &str, amount: u64) -> Value {
