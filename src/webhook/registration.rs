@@ -488,12 +488,21 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
     let mut pods = false;
     for row in rows {
         let ParentKind { group, kind } = &row.parent;
-        let named = row.suffix.as_ref().map(|suffix| {
-            format!(" && has(object.metadata.name) && object.metadata.name == o.name + '{suffix}'")
-        });
+        let named = if row.suffixes.is_empty() {
+            String::new()
+        } else {
+            let suffixes: Vec<String> = row
+                .suffixes
+                .iter()
+                .map(|suffix| format!("o.name + '{suffix}'"))
+                .collect();
+            format!(
+                " && has(object.metadata.name) && object.metadata.name in [{}]",
+                suffixes.join(", ")
+            )
+        };
         parents.push(format!(
-            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{})",
-            named.unwrap_or_default()
+            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{named})"
         ));
         pods |= row.pod_owner;
     }
@@ -517,7 +526,7 @@ fn child_of_judged(kind: &Kind) -> Option<String> {
     controlled_by(rows_making(kind).filter(|row| {
         row.judged
             && row.label.is_none()
-            && row.suffix.is_none()
+            && row.suffixes.is_empty()
             && !row.same_name
             && !row.pod_owner
     }))
