@@ -255,6 +255,8 @@ pub static INFERENCE_SERVICE: Kind = Kind {
         part(&["spec", "predictor", "pytorch"], Shape::Container),
         part(&["spec", "predictor"], Shape::Metadata),
         part(&["spec", "predictor", "workerSpec"], Shape::Any),
+        spec(&["spec", "transformer"]),
+        spec(&["spec", "explainer"]),
     ]),
 };
 

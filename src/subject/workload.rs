@@ -12,7 +12,7 @@ use crate::{
     catalog::engines::Engines,
     engine::{self, ConfigMaps, Degree, Server, Surroundings},
     facts::Facts,
-    finding::{Confidence, FieldPath},
+    finding::FieldPath,
 };
 
 mod dynamo;
@@ -391,26 +391,26 @@ impl<'a> Serving<'a> {
         let (set, server) = workload
             .pods
             .iter()
-            .filter_map(|set| Some((set.clone(), engine::server(&set.template, &around)?)))
-            // The set that says the most: a group's workers often only join their leader.
-            .max_by_key(|(set, server)| {
+            .enumerate()
+            .filter_map(|(index, set)| Some((index, set, engine::server(&set.template, &around)?)))
+            // The set that says the most: a group's workers often only join their leader. Cliques have
+            // no roles that we know, and the first is the leader.
+            .max_by_key(|(index, set, server)| {
+                let first = workload.kind == Kind::PodCliqueSet && *index == 0;
                 let several = server
                     .parallelism
                     .world
                     .known()
                     .is_some_and(|ranks| ranks > 1);
-                (several, set.role == "leader", server.confidence)
-            })?;
+                (several, set.role == "leader" || first, server.confidence)
+            })
+            .map(|(_, set, server)| (set.clone(), server))?;
         let mut server = server;
         if workload.kind == Kind::Ray {
             engine::ray_serve(workload.value, &mut server);
         }
         if let Some(stated) = &workload.stated {
             engine::stated(stated, &mut server);
-        }
-        if is_kserve && server.confidence == Confidence::Presumed && server.engine.is_none() {
-            // Whatever the runtime starts, it is not here.
-            server.confidence = Confidence::Unknown;
         }
         let accelerators = set.template.accelerators(engines)?;
         let mut workload = workload;

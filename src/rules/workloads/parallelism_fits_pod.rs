@@ -120,17 +120,25 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
                 "{title}'s {described} starts {ranks} ranks, and the pod has {gpus} GPUs and nothing \
                  that joins it to other pods: it cannot start, and restarts for ever holding them."
             ),
-            json!({"resources": {"limits": {resource: amount(resource, ranks)}}}),
+            match serving.workload.kind {
+                Kind::DynamoGraph if ranks.is_multiple_of(gpus.max(1)) => {
+                    json!({"multinode": {"nodeCount": ranks / gpus.max(1)}})
+                }
+                _ => json!({"resources": {"limits": {resource: amount(resource, ranks)}}}),
+            },
         )
     };
     let path = accelerators.path.clone();
     let value: Option<Value> = path.lookup(&cx.subject.value).cloned();
     let alternative = match parallelism.tensor.count.known() {
-        Some(tensor) if ranks == tensor && fitting(gpus) > 1 => format!(
-            "# or {} ranks, as --tensor-parallel-size={}\n",
-            fitting(gpus),
-            fitting(gpus)
-        ),
+        Some(tensor) if ranks == tensor && fitting(gpus) > 1 => {
+            let fitting = fitting(gpus);
+            if serving.workload.stated.is_some() {
+                format!("# or {fitting} ranks, as parallelism.tensor: {fitting}\n")
+            } else {
+                format!("# or {fitting} ranks, as --tensor-parallel-size={fitting}\n")
+            }
+        }
         _ => String::new(),
     };
     let yaml = serde_saphyr::to_string(&instead).unwrap_or_default();

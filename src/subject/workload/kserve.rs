@@ -29,7 +29,7 @@ const DEPLOYMENT_MODE: &str = "serving.kserve.io/deploymentMode";
 /// start (config/llmisvcconfig).
 const MORE_ARGUMENTS: &str = "VLLM_ADDITIONAL_ARGS";
 
-/// The predictor; with a `workerSpec` its head and its workers, which are two Deployments
+/// The predictor, and what stands before it; with a `workerSpec` its head and its workers, which are two Deployments
 /// (pkg/controller/v1beta1/inferenceservice/reconcilers/deployment/deployment_reconciler.go).
 pub(super) fn inference_service(value: &Value) -> Vec<Workload<'_>> {
     let Some(predictor) = Place::of(value, FieldPath::of(&["spec", "predictor"])) else {
@@ -41,9 +41,20 @@ pub(super) fn inference_service(value: &Value) -> Vec<Workload<'_>> {
     let mut workload = Workload::new(Kind::InferenceService, value);
     workload.certain = !is_merged && is_standard(value);
     let template = PodTemplate::of_spec(predictor.clone(), predictor.clone()).with_main(model);
+    let beside = ["transformer", "explainer"]
+        .into_iter()
+        .filter_map(|component| {
+            let place = Place::of(value, FieldPath::of(&["spec", component]))?;
+            let mut workload = Workload::new(Kind::InferenceService, value);
+            workload.component = component;
+            workload.certain = is_standard(value);
+            let template = PodTemplate::of_spec(place.clone(), place);
+            workload.pods = vec![set(template, 1, "pod", false)];
+            Some(workload)
+        });
     let Some(worker) = worker else {
         workload.pods = vec![set(template, 1, "pod", is_merged)];
-        return vec![workload];
+        return std::iter::once(workload).chain(beside).collect();
     };
     let degree = |key: &str| {
         Some(Degree {
@@ -66,7 +77,7 @@ pub(super) fn inference_service(value: &Value) -> Vec<Workload<'_>> {
         set(template.with_given(given(&worker)), 1, "head", true),
         set(workers.with_given(given(&worker)), 1, "worker", true),
     ];
-    vec![workload]
+    std::iter::once(workload).chain(beside).collect()
 }
 
 /// GPUs that KServe gives a pod whose object asks for none.
