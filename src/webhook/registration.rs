@@ -488,19 +488,25 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
     let mut pods = false;
     for row in rows {
         let ParentKind { group, kind } = &row.parent;
-        let named = if row.suffixes.is_empty() {
-            String::new()
+        let mut named = String::new();
+        let names: Vec<String> = if row.same_name {
+            vec!["o.name".to_owned()]
         } else {
-            let suffixes: Vec<String> = row
-                .suffixes
-                .iter()
-                .map(|suffix| format!("o.name + '{suffix}'"))
-                .collect();
-            format!(
-                " && has(object.metadata.name) && object.metadata.name in [{}]",
-                suffixes.join(", ")
-            )
+            let behind = |suffix| format!("o.name + '{suffix}'");
+            row.suffixes.iter().map(behind).collect()
         };
+        if !names.is_empty() {
+            let names = names.join(", ");
+            let _ = write!(
+                named,
+                " && has(object.metadata.name) && object.metadata.name in [{names}]"
+            );
+        }
+        if let Some(label) = &row.label {
+            let labels = "object.metadata.labels";
+            let held = held(labels, label);
+            let _ = write!(named, " && {held} && {labels}['{label}'] == o.name");
+        }
         parents.push(format!(
             "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{named})"
         ));

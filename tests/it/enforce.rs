@@ -20,7 +20,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 /// A cluster that Gangplank guards.
 pub(crate) struct Guarded {
     pub(crate) cluster: Cluster,
-    gangplank: Gangplank,
+    pub(crate) gangplank: Gangplank,
 }
 
 impl Guarded {
@@ -71,6 +71,24 @@ pub(crate) fn guarded() -> Result<&'static Guarded> {
         .get_or_init(|| Guarded::start(&[]).map_err(|error| format!("{error:#}")))
         .as_ref()
         .map_err(|error| anyhow!("{error}"))
+}
+
+/// How often the API server asked about objects of a kind.
+pub(crate) fn reviews_of(gangplank: &Gangplank, kind: &str) -> Result<usize> {
+    let metrics = get(gangplank, "/metrics")?.1;
+    let named = format!("\"{kind}\"");
+    let of_kind = metrics.lines().filter(|line| {
+        line.starts_with("gangplank_admission_reviews_total") && line.contains(&named)
+    });
+    of_kind
+        .map(|line| {
+            Ok(line
+                .rsplit(' ')
+                .next()
+                .context("a count")?
+                .parse::<usize>()?)
+        })
+        .sum()
 }
 
 pub(crate) fn hpa(name: &str, metric: &str) -> Value {
@@ -574,21 +592,7 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
     let mut gangplank = guard(&cluster, &[])?;
 
     // Karpenter writes its hash to the object itself; that is none of our business.
-    let asked = |gangplank: &Gangplank| -> Result<usize> {
-        let metrics = get(gangplank, "/metrics")?.1;
-        let of_pools = metrics.lines().filter(|line| {
-            line.starts_with("gangplank_admission_reviews_total") && line.contains("\"NodePool\"")
-        });
-        of_pools
-            .map(|line| {
-                Ok(line
-                    .rsplit(' ')
-                    .next()
-                    .context("a count")?
-                    .parse::<usize>()?)
-            })
-            .sum()
-    };
+    let asked = |gangplank: &Gangplank| reviews_of(gangplank, "NodePool");
     // Nor is what it writes to the status, and a finalizer.
     let own_writes = |number: u32| -> Result<()> {
         let hash = format!("karpenter.sh/nodepool-hash={number}");

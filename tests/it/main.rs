@@ -19,6 +19,7 @@ mod docs;
 mod enforce;
 mod fixtures;
 mod helm;
+mod kinds;
 mod node_pools;
 mod ratchet;
 mod registration;

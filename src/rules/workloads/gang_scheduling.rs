@@ -2184,7 +2184,13 @@ mod tests {
             }]);
             object
         };
-        let child = owned("serving.kserve.io/v1beta1", "InferenceService");
+        let mut child = owned("serving.kserve.io/v1beta1", "InferenceService");
+        assert_eq!(
+            verdict(&child, None),
+            Verdict::Deny,
+            "no name that KServe gives"
+        );
+        child["metadata"]["name"] = json!("llm-predictor");
         assert_eq!(mutated(&child, None), child);
         assert_eq!(verdict(&child, None), Verdict::Warn);
         let mut set = owned("apps/v1", "Deployment");
