@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    policy::{Mode, Policy},
+    policy::Policy,
     review::{Review, Skip},
     subject::{Operation, Subject},
 };
@@ -55,6 +55,11 @@ struct PolicyLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReloadLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct WatchLabels {
     resource: String,
 }
@@ -80,6 +85,8 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     panics: Counter,
     policy: Family<PolicyLabels, Gauge>,
+    policy_reloads: Family<ReloadLabels, Counter>,
+    policy_stale: Gauge,
     certificate_end: Gauge<f64, AtomicU64>,
     registered: Gauge,
     watch_synced: Family<WatchLabels, Gauge>,
@@ -124,6 +131,18 @@ impl Metrics {
             panics.clone(),
         );
         registry.register("policy_info", "The policy in force", policy.clone());
+        let policy_reloads = Family::<ReloadLabels, Counter>::default();
+        let policy_stale = Gauge::default();
+        registry.register(
+            "policy_reloads",
+            "Changes of the policy file that were taken, or not because something is wrong with it",
+            policy_reloads.clone(),
+        );
+        registry.register(
+            "policy_stale",
+            "1 where the policy file is not what is in force, because something is wrong with it",
+            policy_stale.clone(),
+        );
         registry.register(
             "certificate_not_after_timestamp_seconds",
             "When the serving certificate ends",
@@ -160,6 +179,8 @@ impl Metrics {
             refusals,
             panics,
             policy,
+            policy_reloads,
+            policy_stale,
             certificate_end,
             registered,
             watch_synced,
@@ -234,17 +255,22 @@ impl Metrics {
 
     /// Another policy is in force.
     pub fn policy(&self, policy: &Policy) {
-        let mode = match policy.mode {
-            Mode::Enforce => "enforce",
-            Mode::DryRun => "dryRun",
-        };
         self.policy.clear();
         self.policy
             .get_or_create(&PolicyLabels {
                 hash: policy.hash().to_owned(),
-                mode,
+                mode: policy.mode.as_str(),
             })
             .set(1);
+    }
+
+    /// The policy file was read again, or could not be and what was in force stays.
+    pub fn policy_read(&self, taken: bool) {
+        let result = if taken { "taken" } else { "failed" };
+        self.policy_reloads
+            .get_or_create(&ReloadLabels { result })
+            .inc();
+        self.policy_stale.set(i64::from(!taken));
     }
 
     /// Another certificate is served.

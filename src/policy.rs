@@ -22,7 +22,10 @@ use crate::{
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
+    text::nearest,
 };
+
+mod effective;
 
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
@@ -57,9 +60,35 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, PolicyError> 
         }
         PolicyError {
             path,
-            message: error.into_inner().to_string(),
+            message: with_nearest(error.into_inner().to_string()),
         }
     })
+}
+
+/// Adds the word that may have been meant where serde says which ones it knows: "unknown field `a`,
+/// expected `b` or `c`", "unknown variant `a`, expected one of `b`, `c`".
+fn with_nearest(message: String) -> String {
+    let quoted = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let Some((unknown, known)) = message
+        .strip_prefix("unknown ")
+        .and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message;
+    };
+    let (unknown, known) = (quoted(unknown), quoted(known));
+    match unknown
+        .first()
+        .and_then(|word| nearest(word, known.iter().map(String::as_str)))
+    {
+        Some(meant) => format!("{message}; did you mean `{meant}`?"),
+        None => message,
+    }
 }
 
 /// The policy file as it is written.
@@ -100,6 +129,16 @@ pub enum Mode {
     Enforce,
     /// Everything is evaluated; denials become warnings and nothing is filled.
     DryRun,
+}
+
+impl Mode {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dryRun",
+        }
+    }
 }
 
 /// What becomes of a violation that the old object already had.
@@ -176,6 +215,16 @@ impl From<WrittenLevel> for RuleLevel {
 }
 
 impl RuleLevel {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Audit => "audit",
+            Self::Warn => "warn",
+            Self::Deny => "deny",
+        }
+    }
+
     /// The level of a finding; none where the rule is off.
     pub const fn level(self) -> Option<Level> {
         match self {
@@ -402,6 +451,8 @@ pub struct Policy {
     pub existing_violations: ExistingViolations,
     /// The scheduler that places groups of pods all or nothing.
     pub gang_scheduler: GangScheduler,
+    /// As it was written.
+    file: PolicyFile,
     settings: BTreeMap<&'static str, Setting>,
     overrides: Vec<Override>,
     production: Namespaces,
@@ -632,8 +683,8 @@ impl Policy {
         });
         for (index, exemption) in file.exemptions.namespaces.iter().enumerate() {
             let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
-            if rules::rule(&exemption.rule).is_none() {
-                return Err(wrong(path.key("rule"), no_such_rule(&exemption.rule)));
+            if let Err(message) = rules::find(&exemption.rule) {
+                return Err(wrong(path.key("rule"), message));
             }
             if let Err(error) = exemption.until.parse::<jiff::civil::Date>() {
                 return Err(wrong(
@@ -691,7 +742,8 @@ impl Policy {
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
-            gang_scheduler: file.gang_scheduler,
+            gang_scheduler: file.gang_scheduler.clone(),
+            file,
             settings,
             overrides,
             production,
@@ -710,12 +762,22 @@ impl Policy {
         subject: &Subject,
         facts: &Facts,
     ) -> Option<Effective<'_>> {
+        self.effective_in(rule, subject.namespace.as_deref(), facts)
+    }
+
+    /// What holds for a rule in a namespace; without one, for cluster-scoped objects.
+    fn effective_in(
+        &self,
+        rule: &Rule,
+        namespace: Option<&str>,
+        facts: &Facts,
+    ) -> Option<Effective<'_>> {
         let setting = self.settings.get(rule.id)?;
         let mut effective = Effective {
             level: setting.level,
             params: &setting.params,
         };
-        if let Some(namespace) = &subject.namespace {
+        if let Some(namespace) = namespace {
             for one in self
                 .overrides
                 .iter()
@@ -802,6 +864,7 @@ impl Default for Policy {
             mode: Mode::default(),
             existing_violations: ExistingViolations::default(),
             gang_scheduler: GangScheduler::default(),
+            file: PolicyFile::default(),
             settings: BTreeMap::new(),
             overrides: Vec::new(),
             production: Namespaces::default(),
@@ -824,12 +887,10 @@ fn read_rules(
         .iter()
         .map(|(id, setting)| {
             let path = path.clone().key(id);
-            let Some(rule) = rules::rule(id) else {
-                return Err(PolicyError {
-                    path,
-                    message: no_such_rule(id),
-                });
-            };
+            let rule = rules::find(id).map_err(|message| PolicyError {
+                path: path.clone(),
+                message,
+            })?;
             let params = setting.params.as_ref().map(rule.params.parse).transpose();
             let params = params.map_err(|error| {
                 let place = path.key("params").join(&error.path);
@@ -841,14 +902,6 @@ fn read_rules(
             Ok((rule, setting.level, params))
         })
         .collect()
-}
-
-fn no_such_rule(id: &str) -> String {
-    let known: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
-    format!(
-        "there is no rule \"{id}\"; the rules are {}",
-        known.join(", ")
-    )
 }
 
 /// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
@@ -927,6 +980,49 @@ mod tests {
             error(json!({"catalog": {"metrics": [{"names": ["x"]}]}})).0,
             "catalog.metrics[0]"
         );
+    }
+
+    #[test]
+    fn errors_name_the_word_that_may_have_been_meant() {
+        let said = |members: Value, meant: &str| {
+            let (_, message) = error(members);
+            let says = format!("did you mean {meant}?");
+            assert!(message.ends_with(&says), "{message}");
+        };
+        said(json!({"existingViolation": "warn"}), "`existingViolations`");
+        said(json!({"mode": "dry-run"}), "`dryRun`");
+        said(
+            json!({"gangScheduler": {"single_pod": "auto"}}),
+            "`singlePod`",
+        );
+        said(
+            json!({"rules": {"gpu-utilisation-signal": {}}}),
+            "gpu-utilization-signal",
+        );
+        said(
+            json!({"rules": {"termination-grace": {"params": {"minimum-seconds": 5}}}}),
+            "`minimumSeconds`",
+        );
+        let (_, far) = error(json!({"xyz": 1}));
+        assert!(!far.contains("did you mean"), "{far}");
+        let (_, far) = error(json!({"rules": {"xyz": {}}}));
+        assert!(
+            far.contains("the rules are gpu-utilization-signal, "),
+            "{far}"
+        );
+    }
+
+    #[test]
+    fn parameters_out_of_bounds_are_refused() {
+        let with_grace = |seconds: i64| json!({"rules": {"termination-grace": {"params": {"minimumSeconds": seconds}}}});
+        let path = "rules.termination-grace.params.minimumSeconds".to_owned();
+        let refused = |seconds, why: &str| {
+            assert_eq!(error(with_grace(seconds)), (path.clone(), why.to_owned()));
+        };
+        refused(0, "is 0; the least is 1");
+        refused(100_000, "is 100000; the most is 86400");
+        assert!(error(with_grace(-1)).1.contains("invalid value"), "no u64");
+        assert!(with(with_grace(1)).is_ok());
     }
 
     #[test]

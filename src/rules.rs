@@ -15,6 +15,7 @@ use crate::{
     policy::Policy,
     signal::{self, Source},
     subject::{Subject, workload::Serving},
+    text::nearest,
 };
 
 pub mod kinds;
@@ -55,6 +56,21 @@ pub static RULES: &[&Rule] = &[
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {
     RULES.iter().copied().find(|rule| rule.id == id)
+}
+
+/// The rule of that id.
+///
+/// # Errors
+/// Says that there is none, and which one may have been meant.
+pub fn find(id: &str) -> Result<&'static Rule, String> {
+    let known = || RULES.iter().map(|rule| rule.id);
+    rule(id).ok_or_else(|| match nearest(id, known()) {
+        Some(meant) => format!("there is no rule \"{id}\"; did you mean {meant}?"),
+        None => format!(
+            "there is no rule \"{id}\"; the rules are {}",
+            known().collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// Which part of the product a rule belongs to; also its folder below `rules/`.
@@ -163,6 +179,8 @@ pub struct ParamsType {
     pub parse: fn(&Value) -> Result<Params, ParamsError>,
     /// What holds where the policy says nothing.
     pub default: fn() -> Params,
+    /// Writes them out whole, defaults included.
+    pub write: fn(&Params) -> Value,
     /// Their JSON Schema.
     pub schema: fn() -> Value,
 }
@@ -185,20 +203,62 @@ impl ParamsType {
     /// The functions for one parameter type.
     pub const fn of<P>() -> Self
     where
-        P: DeserializeOwned + Default + JsonSchema + Send + Sync + 'static,
+        P: DeserializeOwned + serde::Serialize + Default + JsonSchema + Send + Sync + 'static,
     {
         Self {
-            parse: |value| match crate::policy::from_value::<P>(value) {
-                Ok(params) => Ok(Arc::new(params)),
-                Err(error) => Err(ParamsError {
-                    path: error.path,
-                    message: error.message,
-                }),
+            parse: |value| {
+                let params =
+                    crate::policy::from_value::<P>(value).map_err(|error| ParamsError {
+                        path: error.path,
+                        message: error.message,
+                    })?;
+                within(
+                    &schemars::schema_for!(P).to_value(),
+                    value,
+                    &FieldPath::new(),
+                )?;
+                Ok(Arc::new(params))
             },
             default: || Arc::new(P::default()),
+            write: |params| {
+                params
+                    .downcast_ref::<P>()
+                    .and_then(|params| serde_json::to_value(params).ok())
+                    .unwrap_or_default()
+            },
             schema: || schemars::schema_for!(P).to_value(),
         }
     }
+}
+
+/// Whether numbers lie within the bounds that the schema gives them.
+fn within(schema: &Value, value: &Value, path: &FieldPath) -> Result<(), ParamsError> {
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    if let Some(number) = value.as_f64() {
+        let wrong = match (bound("minimum"), bound("maximum")) {
+            (Some(least), _) if number < least => Some(format!("the least is {least}")),
+            (_, Some(most)) if number > most => Some(format!("the most is {most}")),
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(ParamsError {
+                path: path.clone(),
+                message: format!("is {value}; {wrong}"),
+            });
+        }
+    }
+    let members = schema.get("properties").and_then(Value::as_object);
+    for (name, member) in members.into_iter().flatten() {
+        if let Some(value) = value.get(name) {
+            within(member, value, &path.clone().key(name))?;
+        }
+    }
+    if let (Some(each), Some(items)) = (schema.get("items"), value.as_array()) {
+        for (index, item) in items.iter().enumerate() {
+            within(each, item, &path.clone().index(index))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a rule sees. `P` are its parameters.

@@ -18,6 +18,7 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use self::envelope::{Envelope, Refusal};
 use crate::{
@@ -47,8 +48,10 @@ pub type Reviewer = fn(&Policy, &Facts, &Subject, Timestamp) -> Review;
 /// What the endpoints share.
 #[derive(Debug)]
 pub struct Desk {
-    /// The policy in force.
+    /// The policy in force; [`Desk::adopt`] puts another in its place.
     pub policy: ArcSwap<Policy>,
+    /// Tells whoever made something from the policy that there is another.
+    pub adopted: watch::Sender<()>,
     /// What else is known.
     pub facts: ArcSwap<Facts>,
     /// What is counted.
@@ -63,10 +66,18 @@ impl Desk {
         metrics.policy(&policy);
         Self {
             policy: ArcSwap::from_pointee(policy),
+            adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
             metrics,
             reviewer: review,
         }
+    }
+
+    /// Puts another policy in force. A request is judged by one policy from beginning to end.
+    pub fn adopt(&self, policy: Policy) {
+        self.metrics.policy(&policy);
+        self.policy.store(Arc::new(policy));
+        self.adopted.send_replace(());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    cli::FAILED,
+    cli::{Colour, FAILED},
     facts::Facts,
     finding::FieldPath,
+    policy::Policy,
     report::{self, Entry, ObjectName, Origin, Outcome, PassedBy, Problem, Report},
     review::review,
     source::{self, Document, Marks},
@@ -45,19 +46,9 @@ enum Output {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Colour {
-    /// On a terminal, unless NO_COLOR is set
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
-}
-
 /// Judges manifests and prints what was found.
 pub fn run(args: &Args) -> u8 {
-    let policy = match super::policy(args.policy.as_deref()) {
+    let policy = match super::load_policy(args.policy.as_deref()) {
         Ok(policy) => policy,
         Err(error) => {
             report::complain(&error);
@@ -73,15 +64,7 @@ pub fn run(args: &Args) -> u8 {
     for path in &args.paths {
         reader.path(path);
     }
-    let mut facts = Facts::from_documents(
-        reader
-            .found
-            .iter()
-            .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
-    );
-    if let Some(engines) = policy.catalog().site_engines() {
-        facts = facts.with_engines(engines);
-    }
+    let facts = reader.facts(&policy);
     let now = Timestamp::now();
     let mut report = Report {
         passed_by: reader.passed_by,
@@ -105,42 +88,43 @@ pub fn run(args: &Args) -> u8 {
         Output::Json => report::json::render(&report),
         Output::Text => report::human::render(&report, args.color.wanted()),
     };
-    match report::print(&text) {
-        Ok(()) => report.exit_code(),
-        Err(error) => {
-            report::complain(&format!("cannot write the report: {error}"));
-            FAILED
-        }
-    }
-}
-
-impl Colour {
-    fn wanted(self) -> bool {
-        match self {
-            Self::Always => true,
-            Self::Never => false,
-            Self::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
-    }
+    super::print(&text, report.exit_code())
 }
 
 /// An object, or a place that holds none.
-struct Found {
-    origin: Origin,
-    subject: Result<Subject, Problem>,
+pub(super) struct Found {
+    /// Where it stands.
+    pub(super) origin: Origin,
+    /// The object, or why there is none.
+    pub(super) subject: Result<Subject, Problem>,
 }
 
 /// Collects the objects of files and folders.
 #[derive(Default)]
-struct Reader {
-    found: Vec<Found>,
+pub(super) struct Reader {
+    /// What was found, in the order of files and documents.
+    pub(super) found: Vec<Found>,
     /// Documents of the file in hand that are no objects.
     others: Vec<Origin>,
     passed_by: PassedBy,
 }
 
 impl Reader {
-    fn path(&mut self, path: &Path) {
+    /// Everything known of the other documents of the run.
+    pub(super) fn facts(&self, policy: &Policy) -> Facts {
+        let facts = Facts::from_documents(
+            self.found
+                .iter()
+                .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
+        );
+        match policy.catalog().site_engines() {
+            Some(engines) => facts.with_engines(engines),
+            None => facts,
+        }
+    }
+
+    /// Reads a file, a folder, or standard input.
+    pub(super) fn path(&mut self, path: &Path) {
         if path == Path::new("-") {
             let mut bytes = Vec::new();
             match io::stdin().lock().read_to_end(&mut bytes) {
