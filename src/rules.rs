@@ -312,6 +312,9 @@ impl<'a, P: ?Sized> Context<'a, P> {
                 }
                 if !workload.certain {
                     finding.confidence = Confidence::Unknown;
+                    finding
+                        .message
+                        .push_str(" What its controller adds to it cannot be seen from here.");
                 }
             }
         }

@@ -227,6 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn a_ray_cluster_is_left_alone_only_where_its_service_would_delete_a_false_one() {
+        let key = "ray.io/originated-from-cr-name";
+        let of = |kind: &str, labels: Value| {
+            parent("RayCluster", labels, owner("ray.io/v1", kind, "llm"))
+        };
+        assert_eq!(
+            of("RayService", json!({key: "llm"})),
+            Parent::Judged("RayService")
+        );
+        assert_eq!(
+            of("RayJob", json!({key: "llm"})),
+            Parent::Unjudged("RayJob")
+        );
+        for labels in [json!({}), json!({key: "other"})] {
+            assert_eq!(of("RayService", labels.clone()), Parent::None);
+            assert_eq!(of("RayJob", labels), Parent::None);
+        }
+    }
+
+    #[test]
     fn children_of_grove_and_dynamo_carry_their_parents_label() {
         for (child, api, kind, key) in [
             (

@@ -394,9 +394,10 @@ impl<'a> Serving<'a> {
             .enumerate()
             .filter_map(|(index, set)| Some((index, set, engine::server(&set.template, &around)?)))
             // The set that says the most: a group's workers often only join their leader. Cliques have
-            // no roles that we know, and the first is the leader.
+            // no roles that we know, and the first is the leader; KServe's head comes first too.
             .max_by_key(|(index, set, server)| {
-                let first = workload.kind == Kind::PodCliqueSet && *index == 0;
+                let led = matches!(workload.kind, Kind::PodCliqueSet | Kind::InferenceService);
+                let first = led && *index == 0;
                 let several = server
                     .parallelism
                     .world
@@ -685,6 +686,268 @@ mod tests {
         assert_eq!(of_ray(false, json!(null)), [("worker", 0)]);
     }
 
+    /// The workloads of an object: component, how its instance lies, whether that is certain.
+    fn components(object: Value) -> Vec<(String, Spread, bool)> {
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        let facts = Facts::unknown();
+        Serving::all(&subject, &facts, Engines::builtin())
+            .into_iter()
+            .map(|serving| {
+                let workload = &serving.workload;
+                (
+                    workload.component.to_owned(),
+                    serving.spread,
+                    workload.certain,
+                )
+            })
+            .collect()
+    }
+
+    fn one(spread: Spread, certain: bool) -> Vec<(String, Spread, bool)> {
+        vec![(String::new(), spread, certain)]
+    }
+
+    #[test]
+    fn an_inference_service_spreads_as_kserve_makes_its_deployments() {
+        let isvc = |mode: &str, predictor: Value| {
+            components(json!({
+                "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+                "metadata": {"annotations": {"serving.kserve.io/deploymentMode": mode}},
+                "spec": {"predictor": predictor}
+            }))
+        };
+        let gpus = |number: u64| json!({"limits": {"nvidia.com/gpu": number}});
+        let workers = |head: u64, tensor: u64, pipeline: u64, each: u64| {
+            isvc(
+                "Standard",
+                json!({
+                    "model": {"modelFormat": {"name": "huggingface"}, "resources": gpus(head)},
+                    "workerSpec": {
+                        "tensorParallelSize": tensor, "pipelineParallelSize": pipeline,
+                        "containers": [{"name": "worker-container", "resources": gpus(each)}]
+                    }
+                }),
+            )
+        };
+        assert_eq!(workers(8, 8, 2, 8), one(Spread::Group(2), true));
+        assert_eq!(workers(1, 1, 4, 1), one(Spread::Group(4), true));
+        // Ray would fill two pods, and a pod for each stage makes four.
+        assert_eq!(workers(4, 2, 4, 4), one(Spread::Group(2), false));
+        assert_eq!(workers(8, 4, 2, 4), one(Spread::SinglePod, false));
+        let silent = |worker: Value| {
+            isvc(
+                "Standard",
+                json!({"model": {"modelFormat": {"name": "huggingface"}}, "workerSpec": worker}),
+            )
+        };
+        let both = json!({"tensorParallelSize": 4, "pipelineParallelSize": 2});
+        assert_eq!(silent(both), one(Spread::Group(2), false));
+        for unsaid in [
+            json!({}),
+            json!({"tensorParallelSize": 8}),
+            json!({"pipelineParallelSize": 2}),
+            json!({"tensorParallelSize": "8", "pipelineParallelSize": 2}),
+        ] {
+            assert_eq!(silent(unsaid), one(Spread::Unknown, false));
+        }
+        let custom = json!({"containers": [{
+            "name": "kserve-container", "image": "vllm/vllm-openai", "args": ["-tp", "8"],
+            "resources": gpus(8)
+        }]});
+        for (mode, certain) in [
+            ("Standard", true),
+            ("RawDeployment", true),
+            ("Knative", false),
+            ("", false),
+        ] {
+            assert_eq!(isvc(mode, custom.clone()), one(Spread::SinglePod, certain));
+        }
+        // Where KServe's runtime says what runs, only ranks that are said are known.
+        let model = |args: Value| json!({"model": {"args": args, "resources": gpus(8)}});
+        let flag = json!(["--tensor-parallel-size=8"]);
+        assert_eq!(isvc("Standard", model(flag)), one(Spread::SinglePod, false));
+        assert_eq!(
+            isvc("Standard", model(json!(["--model_name=m"]))),
+            one(Spread::Unknown, false)
+        );
+        assert_eq!(isvc("Standard", json!({"model": {"resources": {}}})), []);
+    }
+
+    #[test]
+    fn an_llm_inference_service_has_a_part_for_each_role() {
+        let llm = |spec: Value| {
+            components(json!({
+                "apiVersion": "serving.kserve.io/v1alpha2", "kind": "LLMInferenceService",
+                "spec": spec
+            }))
+        };
+        let pod = |gpus: u64| json!({"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": gpus}}}]});
+        let wide = json!({"tensor": 1, "data": 32, "dataLocal": 8});
+        assert_eq!(
+            llm(json!({"parallelism": wide, "template": pod(8), "worker": pod(8)})),
+            one(Spread::Group(4), true)
+        );
+        assert_eq!(
+            llm(json!({"parallelism": wide, "worker": pod(8)})),
+            one(Spread::Group(4), true)
+        );
+        // Without workers KServe passes on the tensor parallelism alone.
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 8, "pipeline": 2}, "template": pod(8)})),
+            one(Spread::SinglePod, true)
+        );
+        let stages = json!({"tensor": 8, "pipeline": 2});
+        assert_eq!(
+            llm(json!({"parallelism": stages, "template": pod(8), "worker": pod(4)})),
+            one(
+                Spread::Misfit {
+                    ranks: 16,
+                    gpus: 12
+                },
+                true
+            )
+        );
+        // What the object's own command says wins over the fields.
+        let mut own = pod(8);
+        own["containers"][0]["command"] = json!(["vllm", "serve", "m", "-tp", "4"]);
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 16}, "template": own})),
+            one(Spread::SinglePod, true)
+        );
+        let mut more = pod(8);
+        more["containers"][0]["env"] = json!([{"name": "VLLM_ADDITIONAL_ARGS", "value": "-tp 4"}]);
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 8}, "template": more})),
+            one(Spread::SinglePod, false)
+        );
+        let two = llm(json!({
+            "baseRefs": [{"name": "b"}], "parallelism": {"tensor": 8}, "template": pod(8),
+            "prefill": {"parallelism": {"tensor": 2}, "template": pod(1)}
+        }));
+        let misfit = Spread::Misfit { ranks: 2, gpus: 1 };
+        assert_eq!(
+            two,
+            [
+                (String::new(), Spread::SinglePod, false),
+                ("prefill".to_owned(), misfit, false)
+            ]
+        );
+        assert_eq!(llm(json!({"parallelism": wide, "template": {}})), []);
+    }
+
+    #[test]
+    fn cliques_are_one_instance_only_in_a_scaling_group() {
+        let set = |groups: Value, cliques: &[(&str, u64, &[&str])]| {
+            let cliques: Vec<Value> = cliques
+                .iter()
+                .map(|(name, replicas, args)| {
+                    let mut spec = json!({"roleName": name, "replicas": replicas});
+                    spec["podSpec"] = pod(args, "nvidia.com/gpu", 8)["spec"].clone();
+                    json!({"name": name, "spec": spec})
+                })
+                .collect();
+            components(json!({
+                "apiVersion": "grove.io/v1alpha1", "kind": "PodCliqueSet",
+                "spec": {"template": {"cliques": cliques, "podCliqueScalingGroups": groups}}
+            }))
+        };
+        let named = |name: &str, spread: Spread| (name.to_owned(), spread, true);
+        let wide: &[&str] = &["-tp", "16"];
+        let group = json!([{"name": "decode", "cliqueNames": ["l", "w"]}]);
+        assert_eq!(
+            set(
+                group.clone(),
+                &[("l", 1, wide), ("w", 1, wide), ("p", 4, &["-tp", "8"])]
+            ),
+            [
+                named("decode", Spread::Group(2)),
+                named("p", Spread::SinglePod)
+            ]
+        );
+        assert_eq!(
+            set(group.clone(), &[("l", 1, &["-tp", "32"]), ("w", 1, &[])]),
+            [named(
+                "decode",
+                Spread::Misfit {
+                    ranks: 32,
+                    gpus: 16
+                }
+            )]
+        );
+        // Single pods that are scaled together, and ranks that cannot be read.
+        assert_eq!(
+            set(
+                group.clone(),
+                &[("l", 1, &["-tp", "8"]), ("w", 2, &["-tp", "8"])]
+            ),
+            [named("decode", Spread::SinglePod)]
+        );
+        assert_eq!(
+            set(
+                group,
+                &[("l", 1, &["-tp", "$(X)"]), ("w", 1, &["-tp", "$(X)"])]
+            ),
+            [named("decode", Spread::Unknown)]
+        );
+        // Alone nothing joins them but what they say.
+        assert_eq!(
+            set(json!([]), &[("l", 2, wide)]),
+            [named("l", Spread::Misfit { ranks: 16, gpus: 8 })]
+        );
+        assert_eq!(
+            set(json!(null), &[("l", 1, &["-tp", "16", "--nnodes", "2"])]),
+            [named("l", Spread::Group(2))]
+        );
+    }
+
+    #[test]
+    fn a_graphs_services_take_as_many_nodes_as_they_say() {
+        let older = |service: Value| {
+            components(json!({
+                "apiVersion": "nvidia.com/v1alpha1", "kind": "DynamoGraphDeployment",
+                "spec": {"services": {"Decode": service, "Frontend": {"extraPodSpec": {}}}}
+            }))
+        };
+        let service = |gpus: Value, nodes: Value, tensor: &str| {
+            json!({
+                "multinode": nodes, "resources": {"limits": gpus},
+                "extraPodSpec": {"mainContainer": {
+                    "command": ["python3", "-m", "dynamo.vllm"],
+                    "args": ["--model", "m", "--tensor-parallel-size", tensor]
+                }}
+            })
+        };
+        let eight = json!({"gpu": "8"});
+        let two = json!({"nodeCount": 2});
+        let decode = |spread: Spread| vec![("Decode".to_owned(), spread, true)];
+        let misfit = |ranks, gpus| decode(Spread::Misfit { ranks, gpus });
+        let of = |gpus: &Value, nodes: &Value, tensor| {
+            older(service(gpus.clone(), nodes.clone(), tensor))
+        };
+        assert_eq!(of(&eight, &json!(null), "8"), decode(Spread::SinglePod));
+        assert_eq!(of(&eight, &json!(null), "16"), misfit(16, 8));
+        assert_eq!(of(&eight, &two, "16"), decode(Spread::Group(2)));
+        assert_eq!(of(&eight, &json!({}), "16"), decode(Spread::Group(2)));
+        assert_eq!(of(&eight, &two, "32"), misfit(32, 16));
+        assert_eq!(of(&json!({"gpu": "0"}), &json!(null), "8"), []);
+        // Of another type, how many ranks they take is not known.
+        let other = json!({"gpu": "4", "gpuType": "gpu.intel.com/xe"});
+        assert_eq!(of(&other, &json!(null), "8"), decode(Spread::SinglePod));
+        let mut shared = service(eight, json!(null), "16");
+        shared["gpuMemoryService"] = json!({"enabled": true});
+        assert!(!older(shared)[0].2);
+
+        let newer = components(json!({
+            "apiVersion": "nvidia.com/v1beta1", "kind": "DynamoGraphDeployment",
+            "spec": {"components": [
+                {"name": "frontend", "podTemplate": {"spec": {"containers": [{"name": "main"}]}}},
+                {"name": "decode", "multinode": two,
+                    "podTemplate": pod(&["-tp", "16"], "nvidia.com/gpu", 8)}
+            ]}
+        }));
+        assert_eq!(newer, [("decode".to_owned(), Spread::Group(2), true)]);
+    }
+
     #[test]
     fn the_label_decides_against_what_runs() {
         let labelled = |value: &str| {
@@ -710,6 +973,38 @@ mod tests {
                 spread_of(json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec})),
                 None
             );
+        }
+        let odd = [
+            json!(null),
+            json!(5),
+            json!("x"),
+            json!([]),
+            json!([5]),
+            json!({"a": 5}),
+        ];
+        let nested = |value: &Value| {
+            json!({
+                "predictor": value, "template": value, "worker": value, "prefill": value,
+                "services": value, "components": value, "parallelism": value
+            })
+        };
+        for (api, kind) in [
+            ("serving.kserve.io/v1beta1", "InferenceService"),
+            ("serving.kserve.io/v1alpha2", "LLMInferenceService"),
+            ("grove.io/v1alpha1", "PodCliqueSet"),
+            ("nvidia.com/v1alpha1", "DynamoGraphDeployment"),
+        ] {
+            for value in &odd {
+                let inner = json!({
+                    "model": value, "workerSpec": value, "containers": value, "template": value,
+                    "cliques": value, "podCliqueScalingGroups": value, "Decode": value
+                });
+                for spec in [value.clone(), nested(value), nested(&inner)] {
+                    let object = json!({"apiVersion": api, "kind": kind, "spec": spec});
+                    let unknown = |found: &(String, Spread, bool)| found.1 == Spread::Unknown;
+                    assert!(components(object).iter().all(unknown), "{kind} {spec}");
+                }
+            }
         }
     }
 }
