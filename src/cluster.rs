@@ -13,6 +13,7 @@ use kube::{
 
 use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 
+pub mod access;
 pub mod watch;
 
 /// Why the API server was not reached, or refused.

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::exempt::{Exempted, Hint};
+
 /// One step of a [`FieldPath`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
@@ -212,6 +214,10 @@ pub struct Finding {
     pub filled: bool,
     /// The old object had it already, so a denial became a warning.
     pub ratcheted: bool,
+    /// The exemption by which it is let in.
+    pub exempted: Option<Exempted>,
+    /// Why it is not exempt, or how it could be.
+    pub hint: Option<Hint>,
 }
 
 impl Finding {
@@ -230,6 +236,8 @@ impl Finding {
             severity: 0,
             filled: false,
             ratcheted: false,
+            exempted: None,
+            hint: None,
         }
     }
 

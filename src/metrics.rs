@@ -1,6 +1,7 @@
 //! What is counted, for Prometheus. Labels are bounded: no namespace, name or uid.
 
 use std::{
+    collections::BTreeSet,
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -64,6 +65,17 @@ struct WatchLabels {
     resource: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ExemptionLabels {
+    rule: &'static str,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AccessLabels {
+    result: &'static str,
+}
+
 /// A review that was made.
 #[derive(Debug)]
 pub struct Seen<'a> {
@@ -92,6 +104,8 @@ pub struct Metrics {
     watch_synced: Family<WatchLabels, Gauge>,
     watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
     watch_objects: Family<WatchLabels, Gauge>,
+    exemptions_used: Family<ExemptionLabels, Counter>,
+    access_reviews: Family<AccessLabels, Counter>,
 }
 
 impl Metrics {
@@ -171,6 +185,18 @@ impl Metrics {
             "Objects of a resource of which a digest is kept",
             watch_objects.clone(),
         );
+        let exemptions_used = Family::<ExemptionLabels, Counter>::default();
+        let access_reviews = Family::<AccessLabels, Counter>::default();
+        registry.register(
+            "exemptions_used",
+            "Reviews in which an exemption covered what a rule had found",
+            exemptions_used.clone(),
+        );
+        registry.register(
+            "exemption_access_reviews",
+            "Answers to whether a requester may exempt: allowed, remembered, refused, unanswered",
+            access_reviews.clone(),
+        );
         Self {
             registry,
             reviews,
@@ -186,6 +212,8 @@ impl Metrics {
             watch_synced,
             watch_failing,
             watch_objects,
+            exemptions_used,
+            access_reviews,
         }
     }
 
@@ -229,6 +257,26 @@ impl Metrics {
                 })
                 .inc();
         }
+        let used: BTreeSet<(&str, &str)> = review
+            .findings
+            .iter()
+            .filter_map(|finding| {
+                let exempted = finding.exempted.as_ref()?;
+                Some((finding.rule, exempted.source.as_str()))
+            })
+            .collect();
+        for (rule, source) in used {
+            self.exemptions_used
+                .get_or_create(&ExemptionLabels { rule, source })
+                .inc();
+        }
+    }
+
+    /// Whether a requester may exempt was asked.
+    pub fn access_reviewed(&self, result: &'static str) {
+        self.access_reviews
+            .get_or_create(&AccessLabels { result })
+            .inc();
     }
 
     /// An answer was ready.

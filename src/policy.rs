@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use globset::{GlobBuilder, GlobMatcher};
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -18,6 +19,7 @@ use crate::{
         instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
+    exempt::{self, Terms},
     facts::Facts,
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
@@ -400,7 +402,8 @@ pub struct ExemptionsFile {
     pub max_days: u32,
     /// Exemptions of whole namespaces.
     pub namespaces: Vec<NamespaceExemption>,
-    /// Users and groups whose own right to exempt does not count.
+    /// Users and groups whose own right to exempt does not count, such as the account of a GitOps
+    /// controller that writes for everybody.
     pub review_required: Vec<String>,
 }
 
@@ -414,14 +417,14 @@ impl Default for ExemptionsFile {
     }
 }
 
-/// An exemption of whole namespaces from one rule.
+/// An exemption of whole namespaces from some rules.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NamespaceExemption {
-    /// Names and patterns of namespaces.
+    /// Names and patterns of namespaces; cluster-scoped objects match none.
     pub namespaces: Vec<String>,
-    /// The rule's id.
-    pub rule: String,
+    /// The ids of the rules.
+    pub rules: Vec<String>,
     /// The last day (UTC) it holds, as `2027-01-31`.
     pub until: String,
     /// Who answers for it.
@@ -458,6 +461,7 @@ pub struct Policy {
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
     warm_pools: Vec<WarmPool>,
+    exemptions: Exemptions,
     catalog: Catalog,
     without_effect: Vec<&'static str>,
     hash: String,
@@ -512,6 +516,128 @@ impl WarmPool {
             kind: (*kind).to_owned(),
             name: (*name).to_owned(),
         })
+    }
+}
+
+/// What a policy says of exemptions.
+#[derive(Clone, Debug, Default)]
+pub struct Exemptions {
+    /// How many days ahead a new exemption may end.
+    pub max_days: u32,
+    namespaces: Vec<NamespacesExempted>,
+    review_required: Vec<String>,
+}
+
+/// Namespaces that are exempt from some rules.
+#[derive(Clone, Debug)]
+pub struct NamespacesExempted {
+    /// The position in `exemptions.namespaces`.
+    pub index: usize,
+    /// The names and patterns as they are written.
+    pub namespaces: Vec<String>,
+    /// The rules.
+    pub rules: Vec<&'static str>,
+    /// Until when, on whose account and why.
+    pub terms: Terms,
+    patterns: Vec<Pattern>,
+}
+
+impl NamespacesExempted {
+    fn read(index: usize, written: &NamespaceExemption) -> Result<Self, PolicyError> {
+        let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
+        let wrong = |path: FieldPath, message: String| PolicyError { path, message };
+        if written.namespaces.is_empty() {
+            let message = "names no namespace".to_owned();
+            return Err(wrong(path.key("namespaces"), message));
+        }
+        if written.rules.is_empty() {
+            return Err(wrong(path.key("rules"), "names no rule".to_owned()));
+        }
+        for (member, text) in [("owner", &written.owner), ("reason", &written.reason)] {
+            if text.trim().is_empty() {
+                let message = format!("is empty; every exemption has its {member}");
+                return Err(wrong(path.key(member), message));
+            }
+        }
+        let patterns = Namespaces::read(&path, &written.namespaces, &LabelSelector::default())?;
+        let mut rules = Vec::new();
+        for (position, id) in written.rules.iter().enumerate() {
+            let place = || path.clone().key("rules").index(position);
+            let rule = rules::find(id).map_err(|message| wrong(place(), message))?;
+            if !exempt::is_exemptable(rule) {
+                let message = format!("nobody is exempt from {id}");
+                return Err(wrong(place(), message));
+            }
+            rules.push(rule.id);
+        }
+        let until = exempt::date(written.until.trim()).map_err(|fault| {
+            let message = format!("{fault}; write it as 2027-01-31");
+            wrong(path.clone().key("until"), message)
+        })?;
+        Ok(Self {
+            index,
+            namespaces: written.namespaces.clone(),
+            rules,
+            terms: Terms {
+                until,
+                owner: written.owner.trim().to_owned(),
+                reason: written.reason.trim().to_owned(),
+            },
+            patterns: patterns.patterns,
+        })
+    }
+
+    /// Whether a namespace is one of them.
+    pub fn covers(&self, namespace: &str) -> bool {
+        let mut patterns = self.patterns.iter();
+        patterns.any(|pattern| pattern.matches(namespace))
+    }
+
+    /// Where it stands in the policy file.
+    pub fn path(&self) -> FieldPath {
+        FieldPath::of(&["exemptions", "namespaces"]).index(self.index)
+    }
+}
+
+impl Exemptions {
+    /// The exemptions of whole namespaces, in the order of the file.
+    pub fn namespaces(&self) -> &[NamespacesExempted] {
+        &self.namespaces
+    }
+
+    /// The exemption of a namespace from a rule that holds longest, over or not.
+    pub fn of_namespace(&self, namespace: Option<&str>, rule: &str) -> Option<&NamespacesExempted> {
+        let namespace = namespace?;
+        self.namespaces
+            .iter()
+            .filter(|exempted| exempted.rules.contains(&rule) && exempted.covers(namespace))
+            .max_by_key(|exempted| exempted.terms.until)
+    }
+
+    /// Whether the right of this user to exempt does not count.
+    pub fn is_review_required(&self, user: &str, groups: &[String]) -> bool {
+        self.review_required
+            .iter()
+            .any(|listed| listed == user || groups.contains(listed))
+    }
+
+    /// A line for each exemption that has ended, or ends soon.
+    pub fn ending(&self, now: Timestamp) -> Vec<String> {
+        self.namespaces
+            .iter()
+            .filter_map(|exempted| {
+                let Terms { until, owner, .. } = &exempted.terms;
+                let (path, rules) = (exempted.path(), exempted.rules.join(", "));
+                let what = format!("the policy's {path} ({rules}; owner {owner})");
+                if exempted.terms.is_over(now) {
+                    Some(format!("{what} ended with {until} and exempts nothing"))
+                } else if exempted.terms.ends_soon(now) {
+                    Some(format!("{what} ends with {until}"))
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 }
 
@@ -681,21 +807,14 @@ impl Policy {
                 std::cmp::Reverse(pattern.text.len()),
             )
         });
-        for (index, exemption) in file.exemptions.namespaces.iter().enumerate() {
-            let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
-            if let Err(message) = rules::find(&exemption.rule) {
-                return Err(wrong(path.key("rule"), message));
-            }
-            if let Err(error) = exemption.until.parse::<jiff::civil::Date>() {
-                return Err(wrong(
-                    path.key("until"),
-                    format!(
-                        "\"{}\" is no date; write it as 2027-01-31 ({error})",
-                        exemption.until
-                    ),
-                ));
-            }
-        }
+        let exempted = file.exemptions.namespaces.iter().enumerate();
+        let exemptions = Exemptions {
+            max_days: file.exemptions.max_days,
+            namespaces: exempted
+                .map(|(index, written)| NamespacesExempted::read(index, written))
+                .collect::<Result<_, _>>()?,
+            review_required: file.exemptions.review_required.clone(),
+        };
         let warm_pools = file
             .warm_pools
             .iter()
@@ -726,19 +845,6 @@ impl Policy {
                 })?;
             catalog.site_metrics = Some(metrics);
         }
-        let without_effect = [
-            (
-                "exemptions.namespaces",
-                !file.exemptions.namespaces.is_empty(),
-            ),
-            (
-                "exemptions.reviewRequired",
-                !file.exemptions.review_required.is_empty(),
-            ),
-        ]
-        .into_iter()
-        .filter_map(|(member, set)| set.then_some(member))
-        .collect();
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
@@ -749,8 +855,9 @@ impl Policy {
             production,
             queues,
             warm_pools,
+            exemptions,
             catalog,
-            without_effect,
+            without_effect: Vec::new(),
             hash: fingerprint(document),
         })
     }
@@ -837,6 +944,11 @@ impl Policy {
             .map(|(_, queue)| queue.as_str())
     }
 
+    /// What it says of exemptions.
+    pub const fn exemptions(&self) -> &Exemptions {
+        &self.exemptions
+    }
+
     /// The catalogues, with what this site adds.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
@@ -870,6 +982,7 @@ impl Default for Policy {
             production: Namespaces::default(),
             warm_pools: Vec::new(),
             queues: Vec::new(),
+            exemptions: Exemptions::default(),
             catalog: Catalog::default(),
             without_effect: Vec::new(),
             hash: String::new(),

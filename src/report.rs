@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    finding::{FieldPath, Finding, Verdict},
+    finding::{FieldPath, Finding, Level, Verdict},
     review::Review,
     source::Marks,
     subject::Subject,
@@ -168,6 +168,15 @@ impl Report {
                     .any(|finding: &Finding| finding.filled)
                 {
                     self.summary.filled += 1;
+                }
+                let is_exempt = |finding: &Finding| {
+                    finding
+                        .exempted
+                        .as_ref()
+                        .is_some_and(|exempted| exempted.level == Level::Deny)
+                };
+                if review.verdict() != Verdict::Deny && review.findings.iter().any(is_exempt) {
+                    self.summary.exempted += 1;
                 }
                 if review.skipped == Some(crate::review::Skip::Kind) {
                     return;

@@ -18,6 +18,7 @@ use crate::{
     text::nearest,
 };
 
+pub mod exemptions;
 pub mod kinds;
 pub mod node_pools;
 pub mod page;
@@ -51,6 +52,10 @@ pub static RULES: &[&Rule] = &[
     &workloads::model_load_budget::MODEL_LOAD_BUDGET,
     &workloads::gang_priority::GANG_PRIORITY,
     &workloads::gang_scaling_floor::GANG_SCALING_FLOOR,
+    // Last: they look at what the others have found.
+    &exemptions::exemption_malformed::EXEMPTION_MALFORMED,
+    &exemptions::exemption_expired::EXEMPTION_EXPIRED,
+    &exemptions::exemption_unused::EXEMPTION_UNUSED,
 ];
 
 /// The rule of that id.
@@ -283,6 +288,20 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 pub struct Memo<'a> {
     servings: OnceCell<Vec<Serving<'a>>>,
     sources: OnceCell<Vec<Source>>,
+    fired: OnceCell<BTreeSet<&'static str>>,
+}
+
+impl Memo<'_> {
+    /// Keeps the ids of the rules that have found something, for the rules about exemptions.
+    pub fn keep_fired(&self, rules: BTreeSet<&'static str>) {
+        // Set once, before the first rule that asks.
+        let _ = self.fired.set(rules);
+    }
+
+    /// Whether a rule has found something; none where not all of them were asked.
+    pub fn fired(&self, rule: &str) -> Option<bool> {
+        Some(self.fired.get()?.contains(rule))
+    }
 }
 
 impl<'a, P: ?Sized> Context<'a, P> {

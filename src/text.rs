@@ -59,8 +59,6 @@ pub fn wrap(text: &str) -> String {
 
 /// The known word that somebody may have meant by one that is not known.
 pub fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
-    // Below this two words have less in common than not.
-    const LIKE: f64 = 0.7;
     // No word of ours is as long, and comparing costs the product of the lengths.
     const LONGEST: usize = 64;
     if word.len() > LONGEST {
@@ -70,9 +68,9 @@ pub fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Opti
     let wanted = plain(word);
     known
         .into_iter()
-        .map(|known| (strsim::jaro_winkler(&wanted, &plain(known)), known))
-        .filter(|(likeness, _)| *likeness > LIKE)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|known| (strsim::osa_distance(&wanted, &plain(known)), known))
+        .filter(|(distance, known)| *distance <= 1.max(known.len() / 4))
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, known)| known)
 }
 
@@ -85,6 +83,15 @@ mod tests {
         let word = "x".repeat(WIDTH + 5);
         assert_eq!(wrap(&format!("a  b\n{word} c")), format!("a b\n{word}\nc"));
         assert_eq!(wrap(""), "");
+    }
+
+    #[test]
+    fn the_nearest_word_is_one_that_could_have_been_meant() {
+        let words = ["until", "owner", "reason"];
+        assert_eq!(nearest("untli", words), Some("until"));
+        assert_eq!(nearest("OWNER", words), Some("owner"));
+        assert_eq!(nearest("team", words), None);
+        assert_eq!(nearest(&"u".repeat(1000), words), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     admin::{self, Admin, Health},
     cli::{FAILED, OK, PolicyText},
-    cluster::{self, ClusterArgs},
+    cluster::{self, ClusterArgs, access::Access},
     metrics::Metrics,
     policy::Policy,
     telemetry::{self, LogFormat},
@@ -292,7 +292,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         failure_policy: args.failure_policy,
     };
 
-    let desk = Arc::new(Desk::new(policy, Arc::clone(&metrics)));
+    let mut desk = Desk::new(policy, Arc::clone(&metrics));
+    if let Some(client) = &client {
+        desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
+    }
+    let desk = Arc::new(desk);
     let (stop, stopped) = watch::channel(false);
     let handle = Handle::new();
     let acceptor =

@@ -66,6 +66,11 @@ fn finding(finding: &Finding) -> Value {
         "confidence": finding.confidence,
         "filled": finding.filled,
         "ratcheted": finding.ratcheted,
-        "exempted": Value::Null,
+        "exempted": finding.exempted.as_ref().map(|exempted| json!({
+            "until": exempted.terms.until.to_string(),
+            "owner": exempted.terms.owner,
+            "reason": exempted.terms.reason,
+            "source": exempted.source,
+        })),
     })
 }

@@ -23,10 +23,10 @@ use k8s_openapi::{
 
 use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
+    exempt::PREFIX,
     policy::{Mode, Policy},
-    review::EXEMPT_PREFIX,
     rules::{
-        Kind, RULES,
+        Group, Kind, RULES,
         kinds::{self, PodTemplates, Relevance, SCALED_OBJECT, Shape},
         metadata_read,
     },
@@ -203,7 +203,13 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
     }
     let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
     for kind in kinds {
-        let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
+        // The rules about exemptions speak of every kind; that one is malformed matters no more than
+        // the rule that it is about.
+        let of_kind = || {
+            RULES
+                .iter()
+                .filter(|rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
+        };
         let ours = ours(kind);
         if policy.mode == Mode::Enforce
             && kinds::is_filled(kind.group, kind.kind)
@@ -343,7 +349,7 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
         );
         parts.push(format!(
             "(has({here}.metadata.annotations) && {here}.metadata.annotations.exists(k, \
-             k.startsWith('{EXEMPT_PREFIX}') && {new} != {old}))"
+             k.startsWith('{PREFIX}') && {new} != {old}))"
         ));
     }
     parts.join(" || ")
@@ -488,7 +494,7 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
     let mut pods = false;
     for row in rows {
         let ParentKind { group, kind } = &row.parent;
-        let mut named = String::new();
+        let mut shape = String::new();
         let names: Vec<String> = if row.same_name {
             vec!["o.name".to_owned()]
         } else {
@@ -496,19 +502,19 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
             row.suffixes.iter().map(behind).collect()
         };
         if !names.is_empty() {
-            let names = names.join(", ");
             let _ = write!(
-                named,
-                " && has(object.metadata.name) && object.metadata.name in [{names}]"
+                shape,
+                " && has(object.metadata.name) && object.metadata.name in [{}]",
+                names.join(", ")
             );
         }
         if let Some(label) = &row.label {
             let labels = "object.metadata.labels";
             let held = held(labels, label);
-            let _ = write!(named, " && {held} && {labels}['{label}'] == o.name");
+            let _ = write!(shape, " && {held} && {labels}['{label}'] == o.name");
         }
         parents.push(format!(
-            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{named})"
+            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{shape})"
         ));
         pods |= row.pod_owner;
     }

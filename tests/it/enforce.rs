@@ -121,7 +121,7 @@ pub(crate) fn scaled_object(name: &str, query: &str) -> Value {
 }
 
 /// A GPU pool with a taint, and this disruption.
-fn node_pool(name: &str, disruption: Option<Value>) -> Value {
+pub(crate) fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     let mut pool = json!({
         "apiVersion": "karpenter.sh/v1", "kind": "NodePool",
         "metadata": {"name": name},
@@ -139,7 +139,7 @@ fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     pool
 }
 
-fn evicting() -> Value {
+pub(crate) fn evicting() -> Value {
     json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "5m"})
 }
 

@@ -17,6 +17,7 @@ mod apiserver;
 mod check;
 mod docs;
 mod enforce;
+mod exemptions;
 mod fixtures;
 mod helm;
 mod kinds;

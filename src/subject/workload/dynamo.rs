@@ -19,7 +19,7 @@ pub(super) fn graph(value: &Value) -> Vec<Workload<'_>> {
     let named = at(value, &["spec", "services"]).and_then(Value::as_object);
     let named = named.into_iter().flatten().filter_map(|(name, _)| {
         let service = Place::of(value, services.clone().key(name.as_str()))?;
-        component(value, name, &service, in_service(&service)?)
+        Some(component(value, name, &service, in_service(&service)?))
     });
     let components = FieldPath::of(&["spec", "components"]);
     let listed = at(value, &["spec", "components"]).and_then(Value::as_array);
@@ -32,7 +32,7 @@ pub(super) fn graph(value: &Value) -> Vec<Workload<'_>> {
             let template = place.member("podTemplate")?;
             let name = place.value.get("name").and_then(Value::as_str);
             let template = PodTemplate::new(template.value, template.path);
-            component(value, name.unwrap_or_default(), &place, template)
+            Some(component(value, name.unwrap_or_default(), &place, template))
         });
     named.chain(listed).collect()
 }
@@ -42,7 +42,7 @@ fn component<'a>(
     name: &'a str,
     place: &Place<'a>,
     template: PodTemplate<'a>,
-) -> Option<Workload<'a>> {
+) -> Workload<'a> {
     let nodes = match place.value.get("multinode") {
         None | Some(Value::Null) => 1,
         // The CRD's default.
@@ -70,7 +70,7 @@ fn component<'a>(
         role: "node",
         merged: true,
     }];
-    Some(workload)
+    workload
 }
 
 /// A service's pods: `extraPodSpec`, with the container beside it, and the GPUs beside both.
@@ -84,7 +84,7 @@ fn in_service<'a>(service: &Place<'a>) -> Option<PodTemplate<'a>> {
     )
 }
 
-/// `resources.{limits,requests}.gpu`, of the type `gpuType`, or a custom resource.
+/// `resources.{limits,requests}.gpu`, of the type `gpuType`.
 fn asked(service: &Place<'_>) -> Option<Accelerators> {
     ["limits", "requests"].into_iter().find_map(|kind| {
         let item = at(service.value, &["resources", kind])?;

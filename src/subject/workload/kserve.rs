@@ -177,7 +177,8 @@ fn set<'a>(template: PodTemplate<'a>, count: u64, role: &'static str, merged: bo
     PodSet {
         template,
         count,
-        resizes: true,
+        // Scalers move whole groups.
+        resizes: role == "pod",
         role,
         merged,
     }
