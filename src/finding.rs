@@ -214,6 +214,8 @@ pub struct Finding {
     pub filled: bool,
     /// The old object had it already, so a denial became a warning.
     pub ratcheted: bool,
+    /// Under `mode: dryRun`: it would have been denied, or filled.
+    pub dry: bool,
     /// The exemption by which it is let in.
     pub exempted: Option<Exempted>,
     /// Why it is not exempt, or how it could be.
@@ -236,6 +238,7 @@ impl Finding {
             severity: 0,
             filled: false,
             ratcheted: false,
+            dry: false,
             exempted: None,
             hint: None,
         }

@@ -237,6 +237,8 @@ impl Metrics {
         };
         let verdict = if review.skipped.is_some() {
             "skip"
+        } else if review.would_deny() {
+            "would-deny"
         } else {
             review.verdict().as_str()
         };
@@ -248,7 +250,12 @@ impl Metrics {
         };
         self.reviews.get_or_create(&labels).inc();
         for finding in &review.findings {
-            let (rule, level) = (finding.rule, finding.level.as_str());
+            let level = match (finding.dry, finding.filled) {
+                (true, true) => "would-fill",
+                (true, false) => "would-deny",
+                (false, _) => finding.level.as_str(),
+            };
+            let rule = finding.rule;
             self.findings
                 .get_or_create(&FindingLabels {
                     endpoint,

@@ -256,6 +256,8 @@ pub struct OverrideFile {
     pub namespaces: Vec<String>,
     /// Labels of namespaces.
     pub namespace_selector: LabelSelector,
+    /// Whether anything is denied or filled there.
+    pub mode: Option<Mode>,
     /// Levels and parameters by rule id.
     pub rules: BTreeMap<String, RuleFile>,
 }
@@ -484,6 +486,7 @@ impl std::fmt::Debug for Setting {
 #[derive(Debug)]
 struct Override {
     namespaces: Namespaces,
+    mode: Option<Mode>,
     settings: BTreeMap<&'static str, (Option<RuleLevel>, Option<Params>)>,
 }
 
@@ -783,6 +786,7 @@ impl Policy {
                 .collect();
             overrides.push(Override {
                 namespaces,
+                mode: written.mode,
                 settings,
             });
         }
@@ -901,10 +905,32 @@ impl Policy {
         Some(effective)
     }
 
+    /// Whether anything is denied or filled in a namespace; without one, for cluster-scoped objects.
+    pub fn mode_in(&self, namespace: Option<&str>, facts: &Facts) -> Mode {
+        let Some(namespace) = namespace else {
+            return self.mode;
+        };
+        let overrides = self.overrides.iter().rev();
+        overrides
+            .filter_map(|one| Some((one.mode?, &one.namespaces)))
+            .find(|(_, namespaces)| namespaces.contain(namespace, facts))
+            .map_or(self.mode, |(mode, _)| mode)
+    }
+
+    /// Whether the policy is enforced on some object of a kind.
+    pub fn may_enforce(&self, kind: &Kind) -> bool {
+        let anywhere = || {
+            self.overrides
+                .iter()
+                .any(|one| one.mode == Some(Mode::Enforce))
+        };
+        self.mode == Mode::Enforce || (kind.namespaced && anywhere())
+    }
+
     /// Whether this rule may be at deny for some object of a kind: what decides whether the kind goes
     /// to the webhook that may block a write.
     pub fn may_deny(&self, rule: &Rule, kind: &Kind) -> bool {
-        self.mode == Mode::Enforce && self.may(rule, kind, |level| level == RuleLevel::Deny)
+        self.may_enforce(kind) && self.may(rule, kind, |level| level == RuleLevel::Deny)
     }
 
     /// Whether this rule looks at some object of a kind.
@@ -1160,6 +1186,45 @@ mod tests {
             assert_eq!(path, format!("rules.{}.level", rule.id));
             assert!(message.contains("deny, warn, audit or off"), "{message}");
         }
+    }
+
+    #[test]
+    fn the_examples_are_policies() {
+        let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples");
+        let mut seen = 0;
+        for file in std::fs::read_dir(examples).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let document: Value = serde_saphyr::from_str(&text).unwrap();
+            if let Err(error) = Policy::from_document(&document) {
+                panic!("{}: {error}", path.display());
+            }
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
+
+    #[test]
+    fn a_namespace_may_be_enforced_before_the_others() {
+        let policy = with(json!({"mode": "dryRun", "overrides": [
+            {"namespaces": ["team-*"], "mode": "enforce"},
+            {"namespaces": ["team-late"], "mode": "dryRun"},
+            {"namespaces": ["team-a"], "rules": {}},
+        ]}))
+        .unwrap();
+        let mode = |namespace| policy.mode_in(namespace, &Facts::unknown());
+        assert_eq!(mode(Some("team-a")), Mode::Enforce);
+        assert_eq!(mode(Some("team-late")), Mode::DryRun, "the last one wins");
+        assert_eq!(mode(Some("other")), Mode::DryRun);
+        assert_eq!(
+            mode(None),
+            Mode::DryRun,
+            "cluster-scoped objects match none"
+        );
+        let gang = rules::rule("gang-scheduling").unwrap();
+        let pools = rules::rule("gpu-pool-consolidation").unwrap();
+        assert!(gang.kinds.iter().all(|kind| policy.may_deny(gang, kind)));
+        assert!(!pools.kinds.iter().any(|kind| policy.may_deny(pools, kind)));
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Report {
                 if review
                     .findings
                     .iter()
-                    .any(|finding: &Finding| finding.filled)
+                    .any(|finding: &Finding| finding.filled && !finding.dry)
                 {
                     self.summary.filled += 1;
                 }

@@ -40,6 +40,13 @@ impl Review {
         Verdict::of(&self.findings)
     }
 
+    /// Whether it would be denied if the policy were enforced.
+    pub fn would_deny(&self) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.dry && finding.level == Level::Warn)
+    }
+
     fn skipped(why: Skip) -> Self {
         Self {
             skipped: Some(why),
@@ -83,8 +90,15 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     let mut asks = Vec::new();
     let mut patch = Patch::default();
     let mut judged = None;
-    let is_filled = !is_child && kinds::is_filled(subject.group(), &subject.kind);
-    if subject.door != Door::Validate && policy.mode == Mode::Enforce && is_filled {
+    let dry = policy.mode_in(subject.namespace.as_deref(), facts) == Mode::DryRun;
+    // Under `dryRun` nothing was filled before the object came to be judged, so that it is judged as if
+    // it had been: what would be filled is no violation.
+    let fills = match subject.door {
+        Door::Mutate => !dry,
+        Door::Validate => dry,
+        Door::Check | Door::Audit => true,
+    };
+    if fills && !is_child && kinds::is_filled(subject.group(), &subject.kind) {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
         let memo = Memo::default();
         for rule in rules().filter(|rule| !is_claimed(policy, subject, rule, now)) {
@@ -93,10 +107,12 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         let (value, operations) = patcher.finish();
         // In `check` silence is filled before the verdict, as it will be in the cluster; what
         // lives in a cluster is judged as it stands.
-        if !operations.0.is_empty() && subject.door == Door::Check {
+        if !operations.0.is_empty() && matches!(subject.door, Door::Check | Door::Validate) {
             judged = Some(subject.with_value(value));
         }
-        patch = operations;
+        if !dry {
+            patch = operations;
+        }
     }
     if subject.door != Door::Mutate {
         let judged = judged.as_ref().unwrap_or(subject);
@@ -154,6 +170,12 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
                 }
             }
             findings.extend(found);
+        }
+    }
+    if dry {
+        for finding in &mut findings {
+            finding.dry = finding.filled || finding.level == Level::Deny;
+            finding.level = finding.level.min(Level::Warn);
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
@@ -363,7 +385,7 @@ fn check<'a>(
         } else {
             finding.level.min(level)
         };
-        if finding.confidence == Confidence::Unknown || policy.mode == Mode::DryRun {
+        if finding.confidence == Confidence::Unknown {
             finding.level = finding.level.min(Level::Warn);
         }
     }

@@ -49,6 +49,7 @@ impl Policy {
             members.insert("rules".to_owned(), Value::Object(rules));
             if let Some((name, facts)) = namespace {
                 members.insert("overrides".to_owned(), json!([]));
+                members.insert("mode".to_owned(), json!(self.mode_in(Some(name), facts)));
                 let production = if self.is_production(name, facts) {
                     json!({"namespaces": [name], "namespaceSelector": {"matchLabels": {}}})
                 } else {

@@ -54,8 +54,10 @@ pub fn render(report: &Report, colours: bool) -> String {
 fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'a>> {
     let level = match finding.level {
         Level::Deny => Shown::ERROR.with_name("denied"),
-        Level::Warn => Shown::WARNING,
+        Level::Info if finding.dry => Shown::INFO.with_name("would be filled"),
         Level::Info => Shown::INFO.with_name("filled"),
+        Level::Warn if finding.dry => Shown::WARNING.with_name("would be denied"),
+        Level::Warn => Shown::WARNING,
         Level::Audit if finding.exempted.is_some() => Shown::NOTE.with_name("exempt"),
         Level::Audit => Shown::NOTE,
     };

@@ -64,7 +64,7 @@ fn finding(finding: &Finding) -> Value {
         "message": finding.message,
         "instead": finding.instead,
         "confidence": finding.confidence,
-        "filled": finding.filled,
+        "filled": finding.filled && !finding.dry,
         "ratcheted": finding.ratcheted,
         "exempted": finding.exempted.as_ref().map(|exempted| json!({
             "until": exempted.terms.until.to_string(),

@@ -371,6 +371,10 @@ pub static ALL: &[&Kind] = &[
     &RAY_CLUSTER,
     &RAY_SERVICE,
     &RAY_JOB,
+    &INFERENCE_SERVICE,
+    &LLM_INFERENCE_SERVICE,
+    &POD_CLIQUE_SET,
+    &DYNAMO_GRAPH_DEPLOYMENT,
 ];
 
 #[cfg(test)]

@@ -218,10 +218,17 @@ fn warnings(findings: &[Finding]) -> Vec<String> {
             (Level::Info, true) => {
                 let value = finding.value.as_ref().map(shown).unwrap_or_default();
                 format!(
-                    "{}: filled {} with {value}: {}",
-                    finding.rule, finding.path, finding.message
+                    "{}: {} {} with {value}: {}",
+                    finding.rule,
+                    if finding.dry { "would fill" } else { "filled" },
+                    finding.path,
+                    finding.message
                 )
             }
+            (Level::Warn, _) if finding.dry => format!(
+                "{}: would be denied: {}: {}",
+                finding.rule, finding.path, finding.message
+            ),
             (Level::Warn, _) if finding.ratcheted => {
                 format!(
                     "{}: {} (as before this change): {}",
@@ -272,7 +279,7 @@ fn annotations(policy: &Policy, review: &Review) -> Value {
         }
     }
     json!({
-        "verdict": review.verdict().as_str(),
+        "verdict": if review.would_deny() { "would-deny" } else { review.verdict().as_str() },
         "rules": rules.join(","),
         "exemptions": exemptions.join("; "),
         "policy": policy.hash(),

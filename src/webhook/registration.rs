@@ -24,7 +24,7 @@ use k8s_openapi::{
 use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
     exempt::PREFIX,
-    policy::{Mode, Policy},
+    policy::Policy,
     rules::{
         Group, Kind, RULES,
         kinds::{self, PodTemplates, Relevance, SCALED_OBJECT, Shape},
@@ -211,7 +211,7 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
                 .filter(|rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
         };
         let ours = ours(kind);
-        if policy.mode == Mode::Enforce
+        if policy.may_enforce(kind)
             && kinds::is_filled(kind.group, kind.kind)
             && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
         {

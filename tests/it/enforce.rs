@@ -747,12 +747,28 @@ fn a_dry_run_policy_warns_and_blocks_nothing() -> Result<()> {
     let bad = node_pool("dry", Some(evicting())).to_string();
     let warned = || {
         let answer = kubectl.run(&dry, Some(&bad)).ok()?;
-        (answer.accepted() && answer.stderr.contains("gpu-pool-consolidation")).then_some(())
+        let says = "gpu-pool-consolidation: would be denied: spec.disruption.consolidationPolicy: ";
+        (answer.accepted() && answer.stderr.contains(says)).then_some(())
     };
     eventually("the API server asks Gangplank", SOON, warned)?;
-    kubectl
-        .create(&node_pool("dry", None).to_string())?
-        .success()?;
+    // What enforcement would fill is not what it would deny.
+    let silent = kubectl.create(&node_pool("dry", None).to_string())?;
+    let would_fill =
+        "gpu-pool-consolidation: would fill spec.disruption.consolidationPolicy with \"WhenEmpty\"";
+    ensure!(
+        silent.stderr.contains(would_fill) && !silent.stderr.contains("would be denied"),
+        "{}",
+        silent.stderr
+    );
+    silent.success()?;
+    let metrics = get(&gangplank, "/metrics")?.1;
+    for line in [
+        "gangplank_admission_reviews_total{endpoint=\"advise\",kind=\"NodePool\",operation=\"CREATE\",verdict=\"would-deny\"}",
+        "gangplank_findings_total{endpoint=\"advise\",rule=\"gpu-pool-consolidation\",level=\"would-deny\"}",
+        "gangplank_findings_total{endpoint=\"advise\",rule=\"gpu-pool-consolidation\",level=\"would-fill\"}",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     let held = kubectl.get("nodepool/dry")?;
     assert_eq!(
         held["spec"]["disruption"]["consolidationPolicy"], "WhenEmptyOrUnderutilized",
