@@ -764,7 +764,7 @@ impl<'c, 'a> Case<'c, 'a> {
         let path = Self::scheduler_path(set);
         let value = path.lookup(&self.cx.subject.value).cloned();
         let kind = &self.cx.subject.kind;
-        let in_two = self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1;
+        let in_two = self.is_in_two();
         let pods = if in_two {
             "the two Deployments, head and workers, that KServe makes of them".to_owned()
         } else {
@@ -1459,7 +1459,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 members
             };
             return match self.kind() {
-                Kind::InferenceService => self.outside_group(members),
+                Kind::InferenceService if self.is_in_two() => self.outside_group(members),
                 Kind::LlmInferenceService => self.with_workers(members),
                 _ => self.skeleton(members, have.div_ceil(members.max(1)).max(1)),
             };
@@ -1516,6 +1516,11 @@ impl<'c, 'a> Case<'c, 'a> {
             put(&mut out, &path, Value::from(self.wanted));
         }
         yaml(&out)
+    }
+
+    /// Whether KServe makes two Deployments of it.
+    fn is_in_two(&self) -> bool {
+        self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1
     }
 
     /// A PodGroup made beside an InferenceService, which joins the pods of its two Deployments.
