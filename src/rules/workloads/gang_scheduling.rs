@@ -1525,7 +1525,9 @@ impl<'c, 'a> Case<'c, 'a> {
 
     /// A PodGroup made beside an InferenceService, which joins the pods of its two Deployments.
     fn outside_group(&self, members: u64) -> String {
-        let Some(external) = &self.scheduler.external else {
+        let external = self.scheduler.external.as_ref();
+        let Some(external) = external.filter(|external| self.version >= Some(external.since))
+        else {
             return format!(
                 "# an LLMInferenceService with spec.worker and spec.parallelism.pipeline: {members}, which \
                  KServe runs as a LeaderWorkerSet\n"
@@ -1545,11 +1547,15 @@ impl<'c, 'a> Case<'c, 'a> {
             "schedulerName": self.wanted,
             "workerSpec": {"schedulerName": self.wanted},
         });
-        let group = json!({
+        let mut group = json!({
             "apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup",
-            "metadata": {"name": subject.name, "namespace": subject.namespace},
+            "metadata": {"name": subject.name},
             "spec": {"minMember": members, "queue": queue},
         });
+        if let Some(namespace) = &subject.namespace {
+            let path = FieldPath::of(&["metadata", "namespace"]);
+            put(&mut group, &path, Value::from(namespace.as_str()));
+        }
         format!(
             "{}---\n{}# or an LLMInferenceService with spec.worker, which KServe runs as a LeaderWorkerSet\n",
             yaml(&json!({"spec": {"predictor": predictor}})),
@@ -2212,6 +2218,42 @@ mod tests {
         assert_eq!(ask(Door::Validate, &set, None).skipped, Some(Skip::Child));
         let claimed = owned("example.dev/v1", "Anything");
         assert_eq!(verdict(&claimed, None), Verdict::Deny);
+    }
+
+    #[test]
+    fn what_kserve_runs_in_two_deployments_is_joined_from_outside_where_kai_knows_how() {
+        let service = json!({
+            "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+            "metadata": {"name": "llm", "labels": {"kai.scheduler/queue": "llm"}},
+            "spec": {"predictor": {
+                "model": {"resources": {"limits": {"nvidia.com/gpu": 8}}},
+                "workerSpec": {
+                    "tensorParallelSize": 8, "pipelineParallelSize": 2,
+                    "containers": [{"resources": {"limits": {"nvidia.com/gpu": 8}}}]
+                }
+            }}
+        });
+        let instead = |version: &str| {
+            let policy = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+                "gangScheduler": {"name": "kai", "version": version}});
+            let policy = Policy::from_document(&policy).unwrap();
+            let subject = Subject::from_manifest(Arc::new(service.clone())).unwrap();
+            let found = review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
+            assert_eq!(found.verdict(), Verdict::Deny);
+            assert!(found.patch.0.is_empty(), "never filled");
+            found.findings[0].instead.clone()
+        };
+        let told = instead("0.18");
+        for part in [
+            "pod-group-name: llm",
+            "minMember: 2",
+            "queue: llm",
+            "name: llm",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert!(!told.contains("namespace"), "{told}");
+        assert!(instead("0.14").starts_with("# an LLMInferenceService"));
     }
 
     #[test]
