@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub mod check;
+pub mod exemptions;
 pub mod policy;
 pub mod rules;
 pub mod serve;
@@ -40,6 +41,8 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Judge manifests as the webhook would
     Check(check::Args),
+    /// List exemptions: from what, for what, until when, by whom and why
+    Exemptions(exemptions::Args),
     /// List the rules, or explain one
     Rules(rules::Args),
     /// Check a policy file, show what it comes to, or compare two
@@ -87,6 +90,7 @@ impl Cli {
         let code = match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Exemptions(args) => exemptions::run(&args),
             Command::Rules(args) => rules::run(&args),
             Command::Policy(command) => policy::run(&command),
         };

@@ -465,6 +465,8 @@ impl Rights {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -518,11 +520,8 @@ mod tests {
             "until=2027-01-31; owner=<team>; reason=<why>",
             "Until=2027-01-31, owner=team-llm, reason=load test",
         ] {
-            text.push_str(&format!(
-                "{wrong}\n  {}\n  {}\n",
-                fault(wrong),
-                mended(wrong, at("2026-11-23T12:00:00Z"), 90)
-            ));
+            let mended = mended(wrong, at("2026-11-23T12:00:00Z"), 90);
+            writeln!(text, "{wrong}\n  {}\n  {mended}", fault(wrong)).unwrap();
         }
         insta::assert_snapshot!(text);
     }

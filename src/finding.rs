@@ -187,7 +187,15 @@ impl Confidence {
 }
 
 /// One thing that a rule found, or filled.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each answers a question of its own, and reports show each"
+)]
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, as in the JSON report"
+)]
 pub struct Finding {
     /// The id of the rule that speaks.
     pub rule: &'static str,

@@ -1,11 +1,12 @@
 //! What is counted, for Prometheus. Labels are bounded: no namespace, name or uid.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -19,7 +20,9 @@ use prometheus_client::{
 
 use crate::{
     policy::Policy,
+    report::exemptions::{Entry, State},
     review::{Review, Skip},
+    rules,
     subject::{Operation, Subject},
 };
 
@@ -71,6 +74,13 @@ struct ExemptionLabels {
     source: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+struct ExemptionStateLabels {
+    rule: &'static str,
+    source: &'static str,
+    state: &'static str,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct AccessLabels {
     result: &'static str,
@@ -105,6 +115,8 @@ pub struct Metrics {
     watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
     watch_objects: Family<WatchLabels, Gauge>,
     exemptions_used: Family<ExemptionLabels, Counter>,
+    exemptions: Family<ExemptionStateLabels, Gauge>,
+    exemptions_end: Family<ExemptionLabels, Gauge<f64, AtomicU64>>,
     access_reviews: Family<AccessLabels, Counter>,
 }
 
@@ -186,7 +198,19 @@ impl Metrics {
             watch_objects.clone(),
         );
         let exemptions_used = Family::<ExemptionLabels, Counter>::default();
+        let exemptions = Family::<ExemptionStateLabels, Gauge>::default();
+        let exemptions_end = Family::<ExemptionLabels, Gauge<f64, AtomicU64>>::default();
         let access_reviews = Family::<AccessLabels, Counter>::default();
+        registry.register(
+            "exemptions",
+            "Exemptions in the policy and on the cluster's objects: valid, expiring, expired, malformed",
+            exemptions.clone(),
+        );
+        registry.register(
+            "exemptions_next_end_timestamp_seconds",
+            "When the next exemption ends, of those that hold",
+            exemptions_end.clone(),
+        );
         registry.register(
             "exemptions_used",
             "Reviews in which an exemption covered what a rule had found",
@@ -213,6 +237,8 @@ impl Metrics {
             watch_failing,
             watch_objects,
             exemptions_used,
+            exemptions,
+            exemptions_end,
             access_reviews,
         }
     }
@@ -276,6 +302,37 @@ impl Metrics {
             self.exemptions_used
                 .get_or_create(&ExemptionLabels { rule, source })
                 .inc();
+        }
+    }
+
+    /// These are all exemptions that are known.
+    pub fn exemptions(&self, entries: impl Iterator<Item = Entry>) {
+        let mut counts: BTreeMap<ExemptionStateLabels, i64> = BTreeMap::new();
+        let mut ends: BTreeMap<(&'static str, &'static str), Timestamp> = BTreeMap::new();
+        for entry in entries {
+            // Anybody may write an annotation for any word.
+            let rule = rules::rule(&entry.rule).map_or("unknown", |rule| rule.id);
+            let (source, state) = (entry.source.as_str(), entry.state.as_str());
+            let labels = ExemptionStateLabels {
+                rule,
+                source,
+                state,
+            };
+            *counts.entry(labels).or_default() += 1;
+            if let (State::Valid | State::Expiring, Ok(terms)) = (entry.state, &entry.terms) {
+                let end = ends.entry((rule, source)).or_insert_with(|| terms.end());
+                *end = terms.end().min(*end);
+            }
+        }
+        self.exemptions.clear();
+        for (labels, count) in counts {
+            self.exemptions.get_or_create(&labels).set(count);
+        }
+        self.exemptions_end.clear();
+        for ((rule, source), end) in ends {
+            self.exemptions_end
+                .get_or_create(&ExemptionLabels { rule, source })
+                .set(end.as_duration().as_secs_f64());
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
-    text::nearest,
+    text::{hash, nearest},
 };
 
 mod effective;
@@ -465,7 +465,6 @@ pub struct Policy {
     warm_pools: Vec<WarmPool>,
     exemptions: Exemptions,
     catalog: Catalog,
-    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -861,8 +860,7 @@ impl Policy {
             warm_pools,
             exemptions,
             catalog,
-            without_effect: Vec::new(),
-            hash: fingerprint(document),
+            hash: hash(&document.to_string()),
         })
     }
 
@@ -980,12 +978,6 @@ impl Policy {
         &self.catalog
     }
 
-    /// Members that are set and that this version does not act on yet. They are read strictly all the
-    /// same.
-    pub fn without_effect(&self) -> &[&'static str] {
-        &self.without_effect
-    }
-
     /// Tells policies apart: the same text gives the same hash on every replica.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -1010,7 +1002,6 @@ impl Default for Policy {
             queues: Vec::new(),
             exemptions: Exemptions::default(),
             catalog: Catalog::default(),
-            without_effect: Vec::new(),
             hash: String::new(),
         })
     }
@@ -1043,22 +1034,13 @@ fn read_rules(
         .collect()
 }
 
-/// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
-fn fingerprint(document: &Value) -> String {
-    let hash = document
-        .to_string()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    format!("{hash:016x}")
-}
-
 /// A policy shared between the edges.
 pub type Shared = Arc<Policy>;
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -1162,6 +1144,55 @@ mod tests {
         refused(100_000, "is 100000; the most is 86400");
         assert!(error(with_grace(-1)).1.contains("invalid value"), "no u64");
         assert!(with(with_grace(1)).is_ok());
+    }
+
+    #[test]
+    fn an_exemption_of_namespaces_is_read_strictly() {
+        let good = json!({
+            "namespaces": ["team-*"], "rules": ["gang-scheduling"], "until": "2027-01-31",
+            "owner": "team-llm", "reason": "migration",
+        });
+        let with_member = |key: &str, value: Value| {
+            let mut one = good.clone();
+            one[key] = value;
+            json!({"exemptions": {"namespaces": [good.clone(), one]}})
+        };
+        let policy = with(with_member("until", json!("2027-12-31"))).unwrap();
+        let exempted = policy
+            .exemptions()
+            .of_namespace(Some("team-a"), "gang-scheduling")
+            .unwrap();
+        assert_eq!(
+            exempted.terms.until.to_string(),
+            "2027-12-31",
+            "the longest"
+        );
+        let of = |namespace, rule| policy.exemptions().of_namespace(namespace, rule).is_some();
+        assert!(!of(Some("other"), "gang-scheduling"));
+        assert!(!of(Some("team-a"), "gpu-utilization-signal"));
+        assert!(!of(None, "gang-scheduling"), "cluster-scoped");
+        let mut text = String::new();
+        for (key, value) in [
+            ("until", json!("31.01.2027")),
+            ("until", json!("2027-02-30")),
+            ("until", json!(20_270_131)),
+            ("until", json!("")),
+            ("namespaces", json!([])),
+            ("namespaces", json!(["a{"])),
+            ("rules", json!([])),
+            ("rules", json!(["gang-schedulling"])),
+            ("rules", json!(["exemption-malformed"])),
+            ("owner", json!(" ")),
+            ("reason", json!("")),
+            ("rule", json!("gang-scheduling")),
+        ] {
+            let (path, message) = error(with_member(key, value));
+            writeln!(text, "{path}: {message}").unwrap();
+        }
+        let without = json!({"exemptions": {"namespaces": [{"namespaces": ["a"]}]}});
+        let (path, message) = error(without);
+        writeln!(text, "{path}: {message}").unwrap();
+        insta::assert_snapshot!(text);
     }
 
     #[test]

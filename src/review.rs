@@ -176,6 +176,9 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         for finding in &mut findings {
             finding.dry = finding.filled || finding.level == Level::Deny;
             finding.level = finding.level.min(Level::Warn);
+            if let Some(exempted) = &mut finding.exempted {
+                exempted.level = exempted.level.min(Level::Warn);
+            }
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));

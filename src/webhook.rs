@@ -81,19 +81,19 @@ impl Desk {
         }
     }
 
-    /// Puts another policy in force. A request is judged by one policy from beginning to end.
-    pub fn adopt(&self, policy: Policy) {
-        self.metrics.policy(&policy);
-        self.policy.store(Arc::new(policy));
-        self.adopted.send_replace(());
-    }
-
     /// A desk that can ask whether a requester may exempt.
     #[must_use]
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self.facts.rcu(|facts| facts.with_rights(Rights::askable()));
         self
+    }
+
+    /// Puts another policy in force. A request is judged by one policy from beginning to end.
+    pub fn adopt(&self, policy: Policy) {
+        self.metrics.policy(&policy);
+        self.policy.store(Arc::new(policy));
+        self.adopted.send_replace(());
     }
 }
 

@@ -1,6 +1,7 @@
 //! `gangplank check`
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -33,6 +34,9 @@ pub struct Args {
     /// The form of the report
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// Leave out what this earlier JSON report holds (`gangplank check -o json > FILE` makes one)
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
     /// When to use colours
     #[arg(long, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
     color: Colour,
@@ -44,6 +48,12 @@ enum Output {
     Text,
     /// For programs
     Json,
+    /// For code scanning services: SARIF 2.1.0
+    Sarif,
+    /// For CI servers: JUnit XML
+    Junit,
+    /// For GitHub Actions: annotations of the lines
+    Github,
 }
 
 /// Judges manifests and prints what was found.
@@ -55,19 +65,25 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
-    for member in policy.without_effect() {
-        report::complain(&format!(
-            "the policy's {member} has no effect in this version"
-        ));
+    let now = Timestamp::now();
+    for line in policy.exemptions().ending(now) {
+        report::complain(&line);
     }
+    let baseline = match args.baseline.as_deref().map(baseline).transpose() {
+        Ok(baseline) => baseline.unwrap_or_default(),
+        Err(error) => {
+            report::complain(&error);
+            return FAILED;
+        }
+    };
     let mut reader = Reader::default();
     for path in &args.paths {
         reader.path(path);
     }
     let facts = reader.facts(&policy);
-    let now = Timestamp::now();
     let mut report = Report {
         passed_by: reader.passed_by,
+        baseline,
         ..Report::default()
     };
     for Found { origin, subject } in reader.found {
@@ -86,9 +102,41 @@ pub fn run(args: &Args) -> u8 {
     }
     let text = match args.output {
         Output::Json => report::json::render(&report),
+        Output::Sarif => report::sarif::render(&report),
+        Output::Junit => report::junit::render(&report),
+        Output::Github => report::github::render(&report),
         Output::Text => report::human::render(&report, args.color.wanted()),
     };
     super::print(&text, report.exit_code())
+}
+
+/// The findings of an earlier JSON report, by fingerprint and how often.
+fn baseline(path: &Path) -> Result<BTreeMap<String, usize>, String> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let report: Value = serde_json::from_str(&text)
+        .map_err(|error| format!("{shown} is no JSON report: {error}"))?;
+    let wrong = |what: &str| format!("{shown} is no report of gangplank check -o json: {what}");
+    if report.get("apiVersion").and_then(Value::as_str) != Some("gangplank.dev/v1") {
+        return Err(wrong("its apiVersion is not gangplank.dev/v1"));
+    }
+    let results = report
+        .get("results")
+        .and_then(Value::as_array)
+        .ok_or_else(|| wrong("it has no results"))?;
+    let mut known = BTreeMap::new();
+    for finding in results
+        .iter()
+        .filter_map(|result| result.get("findings")?.as_array())
+        .flatten()
+    {
+        let fingerprint = finding
+            .get("fingerprint")
+            .and_then(Value::as_str)
+            .ok_or_else(|| wrong("a finding has no fingerprint"))?;
+        *known.entry(fingerprint.to_owned()).or_insert(0) += 1;
+    }
+    Ok(known)
 }
 
 /// An object, or a place that holds none.

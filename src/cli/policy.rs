@@ -138,11 +138,8 @@ fn check(files: &[PathBuf]) -> u8 {
             Ok(policy) => {
                 let (mode, hash) = (policy.mode.as_str(), policy.hash());
                 let _ = writeln!(text, "{}: ok, mode {mode}, {hash}", file.display());
-                for member in policy.without_effect() {
-                    report::complain(&format!(
-                        "{}: {member} has no effect in this version",
-                        file.display()
-                    ));
+                for line in policy.exemptions().ending(Timestamp::now()) {
+                    report::complain(&format!("{}: {line}", file.display()));
                 }
             }
             Err(error) => {

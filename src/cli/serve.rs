@@ -15,6 +15,7 @@ use axum_server::{
     accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
+use jiff::Timestamp;
 use kube::core::Duration as GoDuration;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -253,8 +254,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
     let (policy, file) = policy(args.policy.as_deref())?;
-    for member in policy.without_effect() {
-        tracing::warn!("the policy's {member} has no effect in this version");
+    for line in policy.exemptions().ending(Timestamp::now()) {
+        tracing::warn!("{line}");
     }
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::default());
@@ -335,10 +336,13 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         }
         None => tokio::spawn(until_stopped(stopped.clone())),
     };
-    let caches = match client.as_ref().filter(|_| watches) {
+    let mut caches = match client.as_ref().filter(|_| watches) {
         Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
         None => Vec::new(),
     };
+    let lists = client.clone().filter(|_| watches);
+    let counting = cluster::exemptions::follow(lists, Arc::clone(&desk), stopped.clone());
+    caches.push(tokio::spawn(counting));
     let early = tokio::select! {
         signal = signals.next() => Some(signal),
         () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,

@@ -15,7 +15,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, PostParams},
+    api::{DynamicObject, PostParams},
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -102,7 +102,7 @@ impl Access {
                 let namespace = subject.namespace.clone().unwrap_or_default();
                 let question = Question {
                     requester: requester.clone(),
-                    rule: *rule,
+                    rule,
                     namespace,
                 };
                 self.ask(question, deadline).await
@@ -201,14 +201,7 @@ impl Access {
         let kind = kinds::ALL
             .iter()
             .find(|kind| kind.group == group && Some(kind.kind) == text("kind"))?;
-        let version = kind.versions.first()?;
-        let resource = ApiResource {
-            group: kind.group.to_owned(),
-            version: (*version).to_owned(),
-            api_version: format!("{}/{version}", kind.group),
-            kind: kind.kind.to_owned(),
-            plural: kind.resource.to_owned(),
-        };
+        let resource = kind.api_resource();
         let api: Api<DynamicObject> = match &subject.namespace {
             Some(namespace) if kind.namespaced => {
                 Api::namespaced_with(self.client.clone(), namespace, &resource)

@@ -177,7 +177,8 @@ fn broken<'a>(origin: &'a Origin, problem: &Problem) -> Element<'a> {
         .into()
 }
 
-fn summary(report: &Report) -> String {
+/// The counts, in a line or two.
+pub(super) fn summary(report: &Report) -> String {
     let counts = &report.summary;
     let plural = |count: usize, one: &str, many: &str| {
         format!("{count} {}", if count == 1 { one } else { many })
@@ -197,6 +198,13 @@ fn summary(report: &Report) -> String {
     }
     if counts.errors > 0 {
         let _ = write!(text, "; {}", plural(counts.errors, "error", "errors"));
+    }
+    if counts.known > 0 {
+        let _ = write!(
+            text,
+            "; {} of the baseline left out",
+            plural(counts.known, "finding", "findings")
+        );
     }
     text.push('\n');
     if report.passed_by.other_yaml > 0 {

@@ -907,11 +907,15 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
             .matches("\"name\":\"quiet-plain\"")
             .count()
     };
+    let exempt = format!(
+        "exempt.gangplank.dev/gang-scheduling=until={}; owner=team-llm; reason=load test",
+        gangplank::exempt::latest(jiff::Timestamp::now(), 30)
+    );
     let steps: [(&str, &str, bool); 6] = [
         ("label", "gangplank.dev/model-server=true", true),
         ("annotate", "kai.scheduler/batch-min-member=1", true),
         ("annotate", "kai.scheduler/batch-min-member-", true),
-        ("annotate", "exempt.gangplank.dev/gang-scheduling=x", true),
+        ("annotate", &exempt, true),
         ("annotate", "exempt.gangplank.dev/gang-scheduling-", true),
         ("annotate", "example.com/revision=1", false),
     ];

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -16,11 +17,15 @@ use axum::{body::Body, http::Request};
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use gangplank::{
     cluster::{self, access::Access},
-    exempt::{Grant, Hint, Rights},
+    exempt::{Grant, Hint, Rights, annotations},
     facts::Facts,
     finding::{Level, Verdict},
     metrics::Metrics,
     policy::Policy,
+    report::{
+        ObjectName,
+        exemptions::{Entry, Ledger},
+    },
     review::{Review, review},
     subject::{Door, Operation, Subject},
     tls::{self, Resolver, authority::Authority},
@@ -38,7 +43,7 @@ use tower::ServiceExt as _;
 use crate::{
     enforce::{CLIENTS, denied_by, deployment, evicting, guarded, hpa, node_pool},
     fixtures::now,
-    harness::{Answer, Assets, Cluster, Kubectl, SOON, eventually},
+    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
     serve::get,
 };
 
@@ -76,7 +81,7 @@ fn policy(members: &Value) -> Policy {
 fn judge(policy: &Policy, rights: Rights, old: Option<&Value>, new: &Value) -> Review {
     let mut subject = Subject::from_manifest(Arc::new(new.clone())).unwrap();
     subject.door = Door::Validate;
-    subject.user = "bob".to_owned();
+    "bob".clone_into(&mut subject.user);
     if let Some(old) = old {
         subject.operation = Operation::Update;
         subject.old = Some(Arc::new(old.clone()));
@@ -559,18 +564,20 @@ fn the_text_of_every_answer() {
         };
         let answer = webhook::answer::answer(policy, "u", &subject, &review);
         let response = &answer["response"];
-        text.push_str(&format!("== {what}\n"));
+        writeln!(text, "== {what}").unwrap();
         if let Some(message) = response["status"]["message"].as_str() {
-            text.push_str(&format!("{message}\n"));
+            writeln!(text, "{message}").unwrap();
         }
         for warning in response["warnings"].as_array().into_iter().flatten() {
-            text.push_str(&format!("Warning: {}\n", warning.as_str().unwrap()));
+            writeln!(text, "Warning: {}", warning.as_str().unwrap()).unwrap();
         }
         let audit = &response["auditAnnotations"];
-        text.push_str(&format!(
-            "audit: {} {} {}\n",
+        writeln!(
+            text,
+            "audit: {} {} {}",
             audit["verdict"], audit["rules"], audit["exemptions"]
-        ));
+        )
+        .unwrap();
     }
     insta::assert_snapshot!("exemptions", text);
 }
@@ -625,9 +632,9 @@ async fn ask(desk: &Arc<Desk>, user: &str, object: &Value) -> Result<Value> {
     Ok(answer["response"].clone())
 }
 
-/// Roles in a namespace: alice, bob and the account `controller` may write everything, alice may
+/// Roles in a namespace: alice, bob and the account `controller` may write everything, some of them may
 /// exempt, too.
-fn grant(kubectl: &Kubectl) -> Result<()> {
+fn grant(kubectl: &Kubectl, exempters: &[&str]) -> Result<()> {
     let namespace = kubectl.namespace();
     let role = |name: &str, rules: Value, users: &[&str]| {
         let subjects: Vec<Value> = users
@@ -657,20 +664,47 @@ fn grant(kubectl: &Kubectl) -> Result<()> {
         "resourceNames": [RULE, "parallelism-fits-pod"],
     });
     kubectl
-        .create(&role("exempters", exempt, &["alice"]).to_string())?
+        .create(&role("exempters", exempt, exempters).to_string())?
         .success()?;
-    // The authorizer learns of roles by a watch.
-    let may = |user: &str, verb: &str, what: &str| {
-        let args = ["auth", "can-i", verb, what];
-        let answer = kubectl.as_user(user).run(&args, None);
-        answer.is_ok_and(|answer| answer.accepted())
-    };
     eventually("the roles are in force", SOON, || {
-        (may("bob", "update", "horizontalpodautoscalers")
-            && may(&controller, "update", "deployments.apps")
-            && may("alice", "exempt", &format!("rules.gangplank.dev/{RULE}")))
+        let may = |user: &str, attributes: Value| is_allowed(&kubectl.as_user(user), attributes);
+        let update = |group: &str, resource: &str| json!({"verb": "update", "group": group, "resource": resource});
+        (may("bob", update("autoscaling", "horizontalpodautoscalers"))
+            && may(&controller, update("apps", "deployments"))
+            && exempters.iter().all(|user| {
+                may(user, json!({
+                    "verb": "exempt", "group": "gangplank.dev", "resource": "rules", "name": RULE,
+                }))
+            }))
         .then_some(())
     })
+}
+
+/// Whether the authorizer knows already, by its watches, that a user may do something.
+fn is_allowed(user: &Kubectl, mut attributes: Value) -> bool {
+    attributes["namespace"] = json!(user.namespace());
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    });
+    // kubectl would validate it by the CRDs, which not everybody may list.
+    let args = [
+        "create",
+        "--validate=false",
+        "--filename=-",
+        "--output=jsonpath={.status.allowed}",
+    ];
+    user.run(&args, Some(&review.to_string()))
+        .is_ok_and(|answer| answer.stdout == "true")
+}
+
+/// What was said, whatever the lines.
+fn said(answer: &Answer) -> String {
+    answer
+        .stderr
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// An exemption that is good on the day of the test's run.
@@ -682,7 +716,7 @@ fn valid() -> String {
 #[test]
 fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
     let kubectl = guarded()?.cluster.namespace("exempt")?;
-    grant(&kubectl)?;
+    grant(&kubectl, &["alice"])?;
     let controller = format!("system:serviceaccount:{}:controller", kubectl.namespace());
     let [alice, bob, controller] =
         ["alice", "bob", controller.as_str()].map(|user| kubectl.as_user(user));
@@ -692,12 +726,7 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
         let answer = create(&bob, &exempt)?;
         denied_by(&answer, RULE);
         let says = "user \"bob\" may not exempt from gpu-utilization-signal in namespace exempt-";
-        let text = answer
-            .stderr
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
-        assert!(text.contains(says), "{text}");
+        assert!(said(&answer).contains(says), "{}", answer.stderr);
     }
     let answer = alice.apply(&exempt)?;
     assert!(answer.accepted(), "{}", answer.stderr);
@@ -724,7 +753,7 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
         denied_by(&user.annotate("hpa/llm", &format!("{KEY}={longer}"))?, RULE);
         let answer = user.annotate("hpa/llm", &format!("{KEY}-"))?;
         denied_by(&answer, RULE);
-        assert!(answer.stderr.contains("it was exempt before this change"));
+        assert!(said(&answer).contains("it was exempt before this change"));
     }
     assert!(
         alice
@@ -735,7 +764,7 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
     // Nor one that cannot be read.
     let answer = alice.annotate("hpa/llm", &format!("{KEY}=until=soon"))?;
     assert!(
-        answer.stderr.contains("exemption-malformed: "),
+        said(&answer).contains("exemption-malformed: "),
         "{}",
         answer.stderr
     );
@@ -743,9 +772,7 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
     let misspelt = "exempt.gangplank.dev/gpu-utilisation-signal";
     let answer = alice.annotate("hpa/llm", &format!("{misspelt}={}", valid()))?;
     assert!(
-        answer
-            .stderr
-            .contains("did you mean gpu-utilization-signal?"),
+        said(&answer).contains("did you mean gpu-utilization-signal?"),
         "{}",
         answer.stderr
     );
@@ -762,36 +789,15 @@ fn who_may_exempt_does_and_who_may_not_does_not() -> Result<()> {
 fn an_exemption_does_not_travel_into_another_namespace() -> Result<()> {
     let cluster = &guarded()?.cluster;
     let (here, there) = (cluster.namespace("chart")?, cluster.namespace("copy")?);
-    grant(&here)?;
+    grant(&here, &["alice"])?;
     let exempt = annotated(hpa("llm", BAD), KEY, &valid());
     here.as_user("alice")
         .create(&exempt.to_string())?
         .success()?;
-    // Whoever renders the same chart there may write, and alice may exempt here only.
-    let writers = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-        "metadata": {"name": "writers"},
-        "subjects": [
-            {"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"},
-            {"kind": "User", "name": "bob", "apiGroup": "rbac.authorization.k8s.io"},
-        ],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
-    });
-    there.create(&writers.to_string())?.success()?;
+    // Whoever renders the same chart there may write there, and alice may exempt here only.
+    grant(&there, &[])?;
     for user in ["alice", "bob"] {
         let user = there.as_user(user);
-        eventually("the role is in force", SOON, || {
-            let args = [
-                "auth",
-                "can-i",
-                "--quiet",
-                "update",
-                "horizontalpodautoscalers",
-            ];
-            user.run(&args, None)
-                .is_ok_and(|answer| answer.accepted())
-                .then_some(())
-        })?;
         denied_by(&user.create(&exempt.to_string())?, RULE);
         denied_by(&user.apply_server_side(&exempt.to_string())?, RULE);
         // Prepared beforehand, on an object without fault, it is worth nothing either.
@@ -811,7 +817,7 @@ fn a_controllers_child_is_exempt_like_its_owner() -> Result<()> {
     const FITS: &str = "parallelism-fits-pod";
     let key = format!("exempt.gangplank.dev/{FITS}");
     let kubectl = guarded()?.cluster.namespace("owner")?;
-    grant(&kubectl)?;
+    grant(&kubectl, &["alice"])?;
     let server = |kind: &str, text: &str| {
         let mut server = deployment("llm", 7, 1, &["--tensor-parallel-size=8"]);
         server["kind"] = json!(kind);
@@ -849,7 +855,7 @@ fn a_controllers_child_is_exempt_like_its_owner() -> Result<()> {
 #[test]
 fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
     let kubectl = guarded()?.cluster.kubectl();
-    let role = json!({"apiVersion": "v1", "kind": "List", "items": [
+    let roles = json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
             "metadata": {"name": "pools"}, "rules": [
@@ -882,7 +888,7 @@ fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
             },
         },
     ]});
-    kubectl.create(&role.to_string())?.success()?;
+    kubectl.create(&roles.to_string())?.success()?;
     let pool = node_pool("exempt-pool", Some(evicting()));
     let rule = "gpu-pool-consolidation";
     let pool = annotated(pool, &format!("exempt.gangplank.dev/{rule}"), &valid()).to_string();
@@ -900,7 +906,7 @@ fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
     let answer = kubectl.as_user("dave").create(&pool)?;
     denied_by(&answer, rule);
     assert!(
-        answer.stderr.contains("user \"dave\" may not exempt"),
+        said(&answer).contains("user \"dave\" may not exempt"),
         "{}",
         answer.stderr
     );
@@ -911,7 +917,7 @@ fn a_node_pool_is_exempt_by_a_cluster_role() -> Result<()> {
 async fn a_yes_is_remembered_and_a_no_is_not() -> Result<()> {
     let guarded = tokio::task::spawn_blocking(guarded).await??;
     let kubectl = guarded.cluster.namespace("memory")?;
-    grant(&kubectl)?;
+    grant(&kubectl, &["alice"])?;
     let mut object = scaler(BAD, VALID);
     object["metadata"]["namespace"] = json!(kubectl.namespace());
     let desk = Arc::new(desk(client(&guarded.cluster).await?, policy(&json!({}))));
@@ -1022,11 +1028,8 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         kubectl.create(&all.to_string())?.success()?;
         let gitops = kubectl.as_user("gitops");
         eventually("the role is in force", SOON, || {
-            let args = ["auth", "can-i", "--quiet", "exempt", "rules.gangplank.dev"];
-            gitops
-                .run(&args, None)
-                .is_ok_and(|answer| answer.accepted())
-                .then_some(())
+            let exempt = json!({"verb": "exempt", "group": "gangplank.dev", "resource": "rules"});
+            is_allowed(&gitops, exempt).then_some(())
         })?;
 
         let exempt = annotated(
@@ -1037,7 +1040,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         let answer = gitops.apply(&exempt.to_string())?;
         denied_by(&answer, RULE);
         assert!(
-            answer.stderr.contains("exemptions.reviewRequired"),
+            said(&answer).contains("exemptions.reviewRequired"),
             "{}",
             answer.stderr
         );
@@ -1048,7 +1051,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         );
         let answer = kubectl.apply(&too_far.to_string())?;
         assert!(
-            answer.stderr.contains("more than 90 days ahead"),
+            said(&answer).contains("more than 90 days ahead"),
             "{}",
             answer.stderr
         );
@@ -1070,7 +1073,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
             let answer = user.patch("hpa/llm", &change(6))?;
             denied_by(&answer, RULE);
             assert!(
-                answer.stderr.contains("ended with 2027-01-31"),
+                said(&answer).contains("ended with 2027-01-31"),
                 "{}",
                 answer.stderr
             );
@@ -1099,4 +1102,296 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
     asked.await??;
     serving.abort();
     Ok(())
+}
+
+/// `gangplank exemptions` with these arguments: exit code, output, standard error.
+fn list(folder: &std::path::Path, args: &[&str], stdin: &str) -> (i32, String, String) {
+    let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gangplank"))
+        .current_dir(folder)
+        .env_clear()
+        .arg("exemptions")
+        .args(args)
+        .write_stdin(stdin)
+        .output()
+        .unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// A date so many days from the day of the test's run.
+fn in_days(days: i64) -> String {
+    let today = gangplank::exempt::today(Timestamp::now());
+    today
+        .saturating_add(jiff::Span::new().days(days))
+        .to_string()
+}
+
+#[test]
+fn exemptions_are_listed_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, object: &Value| {
+        let text = format!("# a comment\n{object}\n");
+        std::fs::write(folder.path().join(name), text).unwrap();
+    };
+    let with = |name: &str, metric: &str, text: &str| {
+        let mut object = scaler(metric, text);
+        object["metadata"]["name"] = json!(name);
+        object
+    };
+    let terms = |days: i64| format!("until={}; owner=team-llm; reason=load test", in_days(days));
+    write("good.yaml", &with("good", BAD, &terms(60)));
+    write("none.yaml", &with("none", FINE, ""));
+    let json = |args: &[&str]| {
+        let (code, text, complaint) = list(folder.path(), &[&["--output=json"], args].concat(), "");
+        (
+            code,
+            serde_json::from_str::<Value>(&text).unwrap(),
+            complaint,
+        )
+    };
+    let (code, report, complaint) = json(&["."]);
+    assert_eq!((code, complaint.as_str()), (0, ""));
+    assert_eq!(
+        report["exemptions"],
+        json!([{
+            "rule": RULE, "state": "valid", "unused": false, "until": in_days(60), "daysLeft": 60,
+            "owner": "team-llm", "reason": "load test", "source": "annotation",
+            "object": {
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "namespace": "inference", "name": "good",
+            },
+            "namespaces": [], "file": "./good.yaml", "line": 2, "error": null,
+        }])
+    );
+
+    // One that ends soon or is unused is no failure; one that has ended or cannot be read is.
+    write("soon.yaml", &with("soon", BAD, &terms(14)));
+    write("unused.yaml", &with("unused", FINE, &terms(15)));
+    let (code, report, _) = json(&["."]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        report["summary"],
+        json!({
+            "exemptions": 3, "valid": 2, "expiring": 1, "expired": 0, "malformed": 0, "unused": 1,
+            "errors": 0,
+        })
+    );
+    for (name, text) in [("over", terms(-1)), ("unreadable", "soon".to_owned())] {
+        write("void.yaml", &with(name, BAD, &text));
+        assert_eq!(json(&["."]).0, 1, "{name}");
+        assert_eq!(
+            json(&["void.yaml"]).1["exemptions"][0]["object"]["name"],
+            name
+        );
+    }
+    // What cannot be looked at is worse than either.
+    std::fs::write(folder.path().join("broken.yaml"), "a: [").unwrap();
+    let (code, report, _) = json(&["."]);
+    assert_eq!((code, &report["summary"]["errors"]), (2, &json!(1)));
+    assert_eq!(json(&["missing.yaml"]).0, 2);
+
+    let (code, text, _) = list(folder.path(), &["-"], &scaler(FINE, "").to_string());
+    assert_eq!(code, 0);
+    assert_eq!(
+        text,
+        "0 exemptions: 0 valid, 0 ending within 14 days, 0 expired, 0 malformed; 0 unused\n"
+    );
+    // Without a path it is a cluster that is asked.
+    let (code, _, complaint) = list(folder.path(), &["--kubeconfig=none"], "");
+    assert_eq!(code, 2);
+    assert!(complaint.contains("no access to a cluster"), "{complaint}");
+    let (code, _, complaint) = list(folder.path(), &["--kubeconfig=none", "."], "");
+    assert_eq!(code, 2);
+    assert!(complaint.contains("cannot be used with"), "{complaint}");
+}
+
+#[test]
+fn the_table_of_exemptions() {
+    let exempt = json!([{
+        "namespaces": ["team-*", "batch"], "rules": ["gang-scheduling"], "until": "2026-11-22",
+        "owner": "platform", "reason": "migration\nto KAI",
+    }]);
+    let policy = policy(&json!({"exemptions": {"namespaces": exempt}}));
+    let mut ledger = Ledger::default();
+    for (name, text, unused) in [
+        (
+            "last-day",
+            "until=2026-11-23; owner=team-llm; reason=load test; legacy model",
+            false,
+        ),
+        ("valid", VALID, true),
+        ("over", OVER, false),
+        ("unreadable", UNREADABLE, false),
+    ] {
+        let mut object = scaler(BAD, text);
+        object["metadata"]["name"] = json!(name);
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        ledger
+            .entries
+            .extend(annotations(&subject.value).map(|annotation| Entry {
+                object: Some(ObjectName::from(&subject)),
+                unused: Some(unused),
+                ..Entry::of_annotation(&annotation, false, now(), 90)
+            }));
+    }
+    for exempted in policy.exemptions().namespaces() {
+        let entry = Entry::of_namespaces(exempted, "gang-scheduling", now());
+        ledger.entries.push(entry);
+    }
+    ledger
+        .errors
+        .push("the API server refused to list nodepools.karpenter.sh".to_owned());
+    ledger.sort();
+    assert_eq!(ledger.exit_code(), 2);
+    insta::assert_snapshot!("exemptions-table", ledger.text());
+
+    let metrics = Metrics::new();
+    metrics.exemptions(ledger.entries.iter().cloned());
+    let text = metrics.encode();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("gangplank_exemptions{") || line.contains("next_end"))
+        .collect();
+    insta::assert_snapshot!("exemptions-metrics", {
+        let mut lines = lines;
+        lines.sort_unstable();
+        lines.join("\n")
+    });
+}
+
+#[test]
+fn exemptions_are_listed_and_counted_from_a_cluster() -> Result<()> {
+    let cluster = &guarded()?.cluster;
+    let kubectl = cluster.namespace("ledger")?;
+    let create =
+        |object: &Value| -> Result<()> { kubectl.create(&object.to_string())?.success().map(drop) };
+    create(&annotated(hpa("used", BAD), KEY, &valid()))?;
+    create(&annotated(hpa("unused", FINE), KEY, &valid()))?;
+    let server = deployment("llm", 7, 1, &["--tensor-parallel-size=8"]);
+    create(&annotated(
+        server,
+        "exempt.gangplank.dev/parallelism-fits-pod",
+        &valid(),
+    ))?;
+    let folder = tempfile::tempdir()?;
+    let policy = folder.path().join("policy.yaml");
+    let exempted = |rule: &str| {
+        json!({
+            "namespaces": [kubectl.namespace()], "rules": [rule], "until": in_days(3),
+            "owner": "platform", "reason": "migration",
+        })
+    };
+    let document = json!({
+        "apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+        "exemptions": {"namespaces": [exempted(RULE), exempted("gpu-memory-signal")]},
+    });
+    std::fs::write(&policy, document.to_string())?;
+    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    let policy = format!("--policy={}", policy.display());
+    let (_, text, complaint) = list(folder.path(), &["--output=json", &kubeconfig, &policy], "");
+    let report: Value = serde_json::from_str(&text).with_context(|| complaint.clone())?;
+    let mut found: Vec<String> = report["exemptions"]
+        .as_array()
+        .context("exemptions")?
+        .iter()
+        .filter(|one| {
+            one["source"] == "policy" || one["object"]["namespace"] == kubectl.namespace()
+        })
+        .map(|one| {
+            let name = one["object"]["name"].as_str().unwrap_or("-");
+            format!("{name} {} {} {}", one["rule"], one["state"], one["unused"])
+        })
+        .collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "- \"gpu-memory-signal\" \"expiring\" true",
+            "- \"gpu-utilization-signal\" \"expiring\" false",
+            "llm \"parallelism-fits-pod\" \"valid\" false",
+            "unused \"gpu-utilization-signal\" \"valid\" true",
+            "used \"gpu-utilization-signal\" \"valid\" false",
+        ],
+        "{complaint}"
+    );
+
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_gangplank"));
+    let gangplank = Gangplank::start(binary, &["--watch", &kubeconfig, &policy])?;
+    assert!(gangplank.log().contains("ends with"), "{}", gangplank.log());
+    eventually("the exemptions are counted", SOON, || {
+        let (_, metrics) = get(&gangplank, "/metrics").ok()?;
+        let of_policy = "gangplank_exemptions{rule=\"gpu-memory-signal\",source=\"policy\",state=\"expiring\"} 1";
+        let of_objects = "gangplank_exemptions{rule=\"parallelism-fits-pod\",source=\"annotation\",state=\"valid\"}";
+        (metrics.contains(of_policy) && metrics.contains(of_objects)).then_some(())
+    })
+}
+
+/// In a file an exemption counts as granted, and its end is told.
+#[test]
+fn check_lets_in_what_is_exempt_and_says_until_when() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |days: i64| {
+        let until = in_days(days);
+        let text = format!(
+            "apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: llm
+  namespace: inference
+  annotations:
+    {KEY}: \"until={until}; owner=team-llm; reason=load test; legacy model\"
+spec:
+  scaleTargetRef: {{apiVersion: apps/v1, kind: Deployment, name: llm}}
+  maxReplicas: 4
+  metrics:
+    - type: Pods
+      pods:
+        metric:
+          name: {BAD}
+        target: {{type: AverageValue, averageValue: \"70\"}}
+"
+        );
+        std::fs::write(folder.path().join("hpa.yaml"), text).unwrap();
+    };
+    let check = |args: &[&str]| {
+        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gangplank"))
+            .current_dir(folder.path())
+            .env_clear()
+            .args(["check", "hpa.yaml"])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), text)
+    };
+    write(30);
+    let (code, text) = check(&[]);
+    assert_eq!(code, 0);
+    insta::assert_snapshot!("check-exempt", text.replace(&in_days(30), "<in 30 days>"));
+    let (_, text) = check(&["--output=json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["summary"]["exempted"], 1);
+    assert_eq!(report["summary"]["allowed"], 1);
+    let finding = &report["results"][0]["findings"][0];
+    assert_eq!(
+        (&finding["rule"], &finding["level"], &finding["exempted"]),
+        (
+            &json!(RULE),
+            &json!("audit"),
+            &json!({
+                "until": in_days(30), "owner": "team-llm", "reason": "load test; legacy model",
+                "source": "annotation",
+            })
+        )
+    );
+    // Over, or further ahead than the policy allows, it exempts from nothing.
+    for days in [-1, 91] {
+        write(days);
+        let (code, text) = check(&["--output=json"]);
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &report["summary"]["denied"]), (1, &json!(1)));
+    }
 }

@@ -19,6 +19,7 @@ mod docs;
 mod enforce;
 mod exemptions;
 mod fixtures;
+mod formats;
 mod helm;
 mod kinds;
 mod node_pools;

@@ -77,8 +77,8 @@ impl PolicyFile {
             match read {
                 Ok(policy) => {
                     let hash = policy.hash().to_owned();
-                    for member in policy.without_effect() {
-                        tracing::warn!("the policy's {member} has no effect in this version");
+                    for line in policy.exemptions().ending((desk.clock)()) {
+                        tracing::warn!("{line}");
                     }
                     if *hash == *desk.policy.load().hash() {
                         tracing::info!(hash, "the policy file says what is in force");

@@ -94,12 +94,15 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     }
 }
 
-struct Fault {
-    message: String,
+/// Why an annotation exempts from nothing.
+pub(crate) struct Fault {
+    pub(crate) message: String,
+    /// The YAML to write instead; empty where there is none to name.
     instead: String,
 }
 
-fn fault(
+/// What is wrong with an annotation, whatever it stands on.
+pub(crate) fn fault(
     annotation: &Annotation<'_>,
     is_new: bool,
     now: Timestamp,
