@@ -29,6 +29,12 @@ declare_rule! {
     /// on the gang scheduler and in a queue (`gangScheduler.singlePod` in the policy decides); its
     /// minimum is 1, never the number of replicas, which are independent of each other.
     ///
+    /// KServe's, Grove's and Dynamo's services are judged part by part and never filled. KServe runs the
+    /// head and the workers of an `InferenceService` as two Deployments, which only a PodGroup made
+    /// beside them joins; of an `LLMInferenceService` with `worker` it makes a LeaderWorkerSet. A
+    /// `PodCliqueSet` is as much of a gang as its cliques' `minAvailable` says. What a runtime, a base
+    /// configuration or an operator adds is not seen, and nothing is denied for it.
+    ///
     /// Ranks are read off the engine's own command line and environment; what cannot be read is
     /// unknown, and nothing is denied for it. A parallelism that cannot start at all is the business
     /// of `parallelism-fits-pod`.
@@ -100,6 +106,9 @@ declare_rule! {
     /// - Volcano, `pkg/controllers/podgroup/pg_controller_handler.go`, and issue 4739 on rolling
     ///   updates of gangs.
     /// - LeaderWorkerSet v0.10; kubernetes/enhancements KEP-4671 and KEP-6276.
+    /// - KServe, `pkg/controller/v1beta1/inferenceservice/components/predictor.go` and
+    ///   `pkg/controller/v1alpha2/llmisvc`; Grove, `operator/api/core/v1alpha1`; Dynamo,
+    ///   `deploy/operator/internal/dynamo/grove.go` (2026-08).
     pub static GANG_SCHEDULING = Rule {
         id: "gang-scheduling",
         summary: "A model whose ranks span pods is not placed all or nothing, or bypasses the gang scheduler",
@@ -755,7 +764,7 @@ impl<'c, 'a> Case<'c, 'a> {
         let path = Self::scheduler_path(set);
         let value = path.lookup(&self.cx.subject.value).cloned();
         let kind = &self.cx.subject.kind;
-        let in_two = self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1;
+        let in_two = self.is_in_two();
         let pods = if in_two {
             "the two Deployments, head and workers, that KServe makes of them".to_owned()
         } else {
@@ -1450,7 +1459,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 members
             };
             return match self.kind() {
-                Kind::InferenceService => self.outside_group(members),
+                Kind::InferenceService if self.is_in_two() => self.outside_group(members),
                 Kind::LlmInferenceService => self.with_workers(members),
                 _ => self.skeleton(members, have.div_ceil(members.max(1)).max(1)),
             };
@@ -1509,9 +1518,16 @@ impl<'c, 'a> Case<'c, 'a> {
         yaml(&out)
     }
 
+    /// Whether KServe makes two Deployments of it.
+    fn is_in_two(&self) -> bool {
+        self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1
+    }
+
     /// A PodGroup made beside an InferenceService, which joins the pods of its two Deployments.
     fn outside_group(&self, members: u64) -> String {
-        let Some(external) = &self.scheduler.external else {
+        let external = self.scheduler.external.as_ref();
+        let Some(external) = external.filter(|external| self.version >= Some(external.since))
+        else {
             return format!(
                 "# an LLMInferenceService with spec.worker and spec.parallelism.pipeline: {members}, which \
                  KServe runs as a LeaderWorkerSet\n"
@@ -1531,11 +1547,15 @@ impl<'c, 'a> Case<'c, 'a> {
             "schedulerName": self.wanted,
             "workerSpec": {"schedulerName": self.wanted},
         });
-        let group = json!({
+        let mut group = json!({
             "apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup",
-            "metadata": {"name": subject.name, "namespace": subject.namespace},
+            "metadata": {"name": subject.name},
             "spec": {"minMember": members, "queue": queue},
         });
+        if let Some(namespace) = &subject.namespace {
+            let path = FieldPath::of(&["metadata", "namespace"]);
+            put(&mut group, &path, Value::from(namespace.as_str()));
+        }
         format!(
             "{}---\n{}# or an LLMInferenceService with spec.worker, which KServe runs as a LeaderWorkerSet\n",
             yaml(&json!({"spec": {"predictor": predictor}})),
@@ -2198,6 +2218,42 @@ mod tests {
         assert_eq!(ask(Door::Validate, &set, None).skipped, Some(Skip::Child));
         let claimed = owned("example.dev/v1", "Anything");
         assert_eq!(verdict(&claimed, None), Verdict::Deny);
+    }
+
+    #[test]
+    fn what_kserve_runs_in_two_deployments_is_joined_from_outside_where_kai_knows_how() {
+        let service = json!({
+            "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+            "metadata": {"name": "llm", "labels": {"kai.scheduler/queue": "llm"}},
+            "spec": {"predictor": {
+                "model": {"resources": {"limits": {"nvidia.com/gpu": 8}}},
+                "workerSpec": {
+                    "tensorParallelSize": 8, "pipelineParallelSize": 2,
+                    "containers": [{"resources": {"limits": {"nvidia.com/gpu": 8}}}]
+                }
+            }}
+        });
+        let instead = |version: &str| {
+            let policy = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+                "gangScheduler": {"name": "kai", "version": version}});
+            let policy = Policy::from_document(&policy).unwrap();
+            let subject = Subject::from_manifest(Arc::new(service.clone())).unwrap();
+            let found = review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
+            assert_eq!(found.verdict(), Verdict::Deny);
+            assert!(found.patch.0.is_empty(), "never filled");
+            found.findings[0].instead.clone()
+        };
+        let told = instead("0.18");
+        for part in [
+            "pod-group-name: llm",
+            "minMember: 2",
+            "queue: llm",
+            "name: llm",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert!(!told.contains("namespace"), "{told}");
+        assert!(instead("0.14").starts_with("# an LLMInferenceService"));
     }
 
     #[test]
