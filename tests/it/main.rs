@@ -14,6 +14,7 @@ mod harness;
 
 mod admission;
 mod apiserver;
+mod audit;
 mod check;
 mod docs;
 mod enforce;
