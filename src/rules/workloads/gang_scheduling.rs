@@ -15,6 +15,7 @@ use crate::{
     subject::{
         Operation, at,
         pod_template::Count,
+        rollout::Rolling,
         workload::{Kind, PodSet, Serving, Spread},
     },
 };
@@ -1065,7 +1066,7 @@ impl<'c, 'a> Case<'c, 'a> {
     /// A rolling update of a gang. Its bounds are those of the whole gang, however many pods there
     /// are just now.
     fn strategy(&self, members: u64, out: &mut Findings) {
-        let Some(rolling) = Rolling::of(&self.cx.subject.value, members) else {
+        let Some(rolling) = Rolling::of_deployment(&self.cx.subject.value, members) else {
             return;
         };
         let finding = |fault: &str, message: String| {
@@ -1074,7 +1075,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 .mends_all()
                 .fingerprint(self.fingerprint(fault, members))
         };
-        match rolling.harm(self.scheduler, members) {
+        match Harm::of(&rolling, self.scheduler, members) {
             Harm::Shrinks => {
                 let unavailable = rolling.unavailable;
                 out.report(
@@ -1209,7 +1210,7 @@ impl<'c, 'a> Case<'c, 'a> {
     /// breaks the gang.
     fn recreate(&self, members: u64) -> Option<bool> {
         let subject = self.cx.subject;
-        let Some(rolling) = Rolling::of(&subject.value, members) else {
+        let Some(rolling) = Rolling::of_deployment(&subject.value, members) else {
             return Some(false);
         };
         let fields = default_strategy();
@@ -1220,7 +1221,7 @@ impl<'c, 'a> Case<'c, 'a> {
         if silent {
             return Some(true);
         }
-        let harm = rolling.harm(self.scheduler, members);
+        let harm = Harm::of(&rolling, self.scheduler, members);
         matches!(harm, Harm::Dissolves | Harm::None).then_some(false)
     }
 
@@ -1370,8 +1371,8 @@ impl<'c, 'a> Case<'c, 'a> {
         }
         if self.grouped
             && self.kind() == Kind::Deployment
-            && Rolling::of(object, members)
-                .is_some_and(|rolling| rolling.harm(self.scheduler, members) != Harm::None)
+            && Rolling::of_deployment(object, members)
+                .is_some_and(|rolling| Harm::of(&rolling, self.scheduler, members) != Harm::None)
         {
             let path = FieldPath::of(&["spec", "strategy"]);
             put(&mut out, &path, recreate_strategy());
@@ -1459,14 +1460,6 @@ impl<'c, 'a> Case<'c, 'a> {
     }
 }
 
-/// A rolling update, its bounds resolved for the number of replicas as the Deployment controller
-/// does (k8s.io/kubectl, deployment `ResolveFenceposts`).
-struct Rolling {
-    unavailable: u64,
-    surge: u64,
-    path: FieldPath,
-}
-
 /// What a rolling update does to a gang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
@@ -1480,64 +1473,18 @@ enum Harm {
     None,
 }
 
-impl Rolling {
-    fn harm(&self, scheduler: &Scheduler, members: u64) -> Harm {
-        if self.unavailable >= 1 {
-            Harm::Shrinks
+impl Harm {
+    fn of(rolling: &Rolling, scheduler: &Scheduler, members: u64) -> Self {
+        if rolling.unavailable >= 1 {
+            Self::Shrinks
         } else if !scheduler.surge {
-            Harm::Dissolves
-        } else if self.surge < members {
-            Harm::Hangs
+            Self::Dissolves
+        } else if rolling.surge < members {
+            Self::Hangs
         } else {
-            Harm::None
+            Self::None
         }
     }
-
-    /// `None` for Recreate.
-    fn of(object: &Value, replicas: u64) -> Option<Self> {
-        let strategy = FieldPath::of(&["spec", "strategy"]);
-        if at(object, &["spec", "strategy", "type"]) == Some(&Value::from("Recreate")) {
-            return None;
-        }
-        let bound = |key: &str, up: bool| {
-            let path = strategy.clone().keys(&["rollingUpdate", key]);
-            let value = path.lookup(object).filter(|value| !value.is_null());
-            let silent = Value::from("25%");
-            int_or_percent(value.unwrap_or(&silent), replicas, up).unwrap_or(0)
-        };
-        let surge = bound("maxSurge", true);
-        let mut unavailable = bound("maxUnavailable", false);
-        if surge == 0 && unavailable == 0 {
-            unavailable = 1;
-        }
-        let written = strategy.clone().keys(&["rollingUpdate", "maxUnavailable"]);
-        let path = if written.lookup(object).is_some() {
-            written
-        } else {
-            strategy
-        };
-        Some(Self {
-            unavailable,
-            surge,
-            path,
-        })
-    }
-}
-
-fn int_or_percent(value: &Value, of: u64, up: bool) -> Option<u64> {
-    if let Some(number) = value.as_u64() {
-        return Some(number);
-    }
-    let text = value.as_str()?;
-    let Some(percent) = text.strip_suffix('%') else {
-        return text.parse().ok();
-    };
-    let scaled = percent.parse::<u64>().ok()?.checked_mul(of)?;
-    Some(if up {
-        scaled.div_ceil(100)
-    } else {
-        scaled / 100
-    })
 }
 
 fn default_strategy() -> [(&'static [&'static str], Value); 3] {
@@ -2038,31 +1985,5 @@ mod tests {
                 .all(|one| one.rule != GANG_SCHEDULING.id),
             "{again:?}"
         );
-    }
-
-    #[test]
-    fn rolling_bounds_are_resolved_as_the_controller_does() {
-        let bounds = |rolling: Value, replicas: u64| {
-            let object = json!({"spec": {"strategy": {"rollingUpdate": rolling}}});
-            Rolling::of(&object, replicas).map(|rolling| (rolling.unavailable, rolling.surge))
-        };
-        assert_eq!(bounds(json!({}), 8), Some((2, 2)));
-        assert_eq!(bounds(json!({}), 2), Some((0, 1)));
-        assert_eq!(
-            bounds(json!({"maxUnavailable": 0, "maxSurge": 0}), 8),
-            Some((1, 0))
-        );
-        assert_eq!(
-            bounds(json!({"maxUnavailable": "0%", "maxSurge": "100%"}), 8),
-            Some((0, 8))
-        );
-        assert_eq!(
-            bounds(
-                json!({"maxUnavailable": u64::MAX, "maxSurge": "99999999999999999999%"}),
-                8
-            ),
-            Some((u64::MAX, 0))
-        );
-        assert!(Rolling::of(&json!({"spec": {"strategy": {"type": "Recreate"}}}), 8).is_none());
     }
 }
