@@ -31,8 +31,9 @@ declare_rule! {
     /// minimum is 1, never the number of replicas, which are independent of each other.
     ///
     /// Ranks are read off the engine's own command line and environment; what cannot be read is
-    /// unknown, and nothing is denied for it. A parallelism that cannot start at all is the business
-    /// of `parallelism-fits-pod`.
+    /// unknown, and nothing is denied for it. Nor is anything denied for a queue or a group object that
+    /// is not there, or not to be seen: what is applied together arrives in any order, so that is
+    /// warned about. A parallelism that cannot start at all is the business of `parallelism-fits-pod`.
     ///
     /// # Why it hurts
     ///
@@ -1610,6 +1611,9 @@ fn address(role: RankFlag, old: &str) -> String {
 fn yaml(value: &Value) -> String {
     serde_saphyr::to_string(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod vectors;
 
 #[cfg(test)]
 mod tests {
