@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+mod unknown;
+
 declare_rule! {
     /// # What it finds
     ///
@@ -30,8 +32,8 @@ declare_rule! {
     /// on the gang scheduler and in a queue (`gangScheduler.singlePod` in the policy decides); its
     /// minimum is 1, never the number of replicas, which are independent of each other.
     ///
-    /// Ranks are read off the engine's own command line and environment; what cannot be read is
-    /// unknown, and nothing is denied for it. Nor is anything denied for a queue or a group object that
+    /// Ranks are read off the engine's own command line and environment, and off the ConfigMaps of the
+    /// same world; what cannot be read is unknown, and nothing is denied for it. Nor is anything denied for a queue or a group object that
     /// is not there, or not to be seen: what is applied together arrives in any order, so that is
     /// warned about. A parallelism that cannot start at all is the business of `parallelism-fits-pod`.
     ///
@@ -129,7 +131,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     match case.serving.spread {
         Spread::SinglePod => case.single_pod(out),
         Spread::Group(pods) => case.group(pods, out),
-        Spread::One | Spread::Misfit { .. } | Spread::Unknown => {}
+        Spread::Unknown => case.unknown(out),
+        Spread::One | Spread::Misfit { .. } => {}
     }
 }
 
