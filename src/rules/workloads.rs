@@ -24,6 +24,9 @@ pub mod shared_memory;
 pub mod stranded_gpus;
 pub mod termination_grace;
 
+#[cfg(test)]
+mod properties;
+
 /// The replicas that somebody wants, and how sure that is. `None` where nobody says: silence means
 /// one, and an autoscaler may make it any number.
 fn desired_replicas(subject: &Subject) -> Option<(u64, Confidence)> {

@@ -1149,7 +1149,8 @@ impl<'c, 'a> Case<'c, 'a> {
         }
         let mut schedulers = Vec::new();
         for set in self.sets() {
-            if set.template.spec_text("schedulerName") == Some(self.wanted) {
+            let named = set.template.spec_text("schedulerName");
+            if named.unwrap_or(DEFAULT_SCHEDULER) == self.wanted {
                 continue;
             }
             let path = Self::scheduler_path(set);
@@ -1171,7 +1172,7 @@ impl<'c, 'a> Case<'c, 'a> {
         let key = self.minimum_key();
         let minimum_silent = match key.map(|key| (self.serving.workload.annotation(key), key)) {
             None if self.grouped && self.kind().is_flat() => return,
-            Some((Some(text), _)) if self.grouped && minimum(text) != Some(members) => return,
+            Some((Some(text), _)) if !self.is_met_by(text, members) => return,
             Some((None, _)) => true,
             None | Some(_) => false,
         };
@@ -1183,7 +1184,7 @@ impl<'c, 'a> Case<'c, 'a> {
         } else {
             false
         };
-        if self.grouped && self.ray_falls_short() {
+        if self.grouped && (self.ray_falls_short() || self.is_ordered()) {
             return;
         }
         let anything =
@@ -1207,6 +1208,19 @@ impl<'c, 'a> Case<'c, 'a> {
                 recreate_strategy(),
                 Self::recreate_message(),
             );
+        }
+    }
+
+    /// Whether the pods are scheduled at all under a minimum that somebody wrote.
+    fn is_met_by(&self, text: &str, members: u64) -> bool {
+        match minimum(text) {
+            Some(number) if self.grouped => number == members,
+            Some(number) => {
+                let replicas = self.serving.workload.size();
+                number == 1 || number <= replicas || replicas == 0
+            }
+            // Volcano takes it for 1.
+            None => !self.grouped && self.scheduler.name == "volcano",
         }
     }
 
