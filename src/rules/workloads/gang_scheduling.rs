@@ -20,6 +20,7 @@ use crate::{
     },
 };
 
+mod skeleton;
 mod unknown;
 
 declare_rule! {
@@ -1411,71 +1412,6 @@ impl<'c, 'a> Case<'c, 'a> {
             && at(&self.cx.subject.value, &["spec", "podManagementPolicy"])
                 != Some(&Value::from("Parallel"))
     }
-
-    /// A LeaderWorkerSet that runs the same pods in groups.
-    fn skeleton(&self, members: u64, groups: u64) -> String {
-        let subject = self.cx.subject;
-        let mut metadata = Map::new();
-        metadata.insert("name".into(), Value::from(subject.name.as_str()));
-        if let Some(namespace) = &subject.namespace {
-            metadata.insert("namespace".into(), Value::from(namespace.as_str()));
-        }
-        if let Some(label) = self
-            .scheduler
-            .queue
-            .as_ref()
-            .and_then(|queue| queue.label.as_ref())
-        {
-            let name = match self.queue() {
-                QueueState::Mapped(name) => name,
-                QueueState::Settled => self.serving.workload.label(label).unwrap_or("<leaf queue>"),
-                QueueState::Missing | QueueState::Nowhere(_) => "<leaf queue>",
-            };
-            metadata.insert("labels".into(), json!({label.as_str(): name}));
-        }
-        let template = |role: &str| {
-            let mut spec = Map::new();
-            spec.insert("schedulerName".into(), Value::from(self.wanted));
-            for key in [
-                "terminationGracePeriodSeconds",
-                "nodeSelector",
-                "tolerations",
-                "volumes",
-            ] {
-                if let Some(value) = self.serving.set.template.spec(key) {
-                    spec.insert(key.into(), value.clone());
-                }
-            }
-            let containers: Vec<Value> = self
-                .serving
-                .set
-                .template
-                .containers()
-                .map(|container| group_container(container.value))
-                .collect();
-            spec.insert("containers".into(), Value::from(containers));
-            let mut labels = at(self.serving.set.template.value(), &["metadata", "labels"])
-                .and_then(Value::as_object)
-                .cloned()
-                .unwrap_or_default();
-            labels.insert("role".into(), Value::from(role));
-            json!({"metadata": {"labels": labels}, "spec": spec})
-        };
-        let object = json!({
-            "apiVersion": "leaderworkerset.x-k8s.io/v1",
-            "kind": "LeaderWorkerSet",
-            "metadata": metadata,
-            "spec": {
-                "replicas": groups,
-                "leaderWorkerTemplate": {
-                    "size": members,
-                    "leaderTemplate": template("leader"),
-                    "workerTemplate": template("worker"),
-                }
-            }
-        });
-        yaml(&object)
-    }
 }
 
 /// What a rolling update does to a gang.
@@ -1553,76 +1489,6 @@ fn put(sketch: &mut Value, path: &FieldPath, value: Value) {
         at = members.entry(key).or_insert(Value::Null);
     }
     *at = value;
-}
-
-/// A container for a group's pod: rank and leader address come from the LeaderWorkerSet.
-fn group_container(container: &Value) -> Value {
-    const KEPT: [&str; 10] = [
-        "name",
-        "image",
-        "command",
-        "args",
-        "env",
-        "envFrom",
-        "ports",
-        "resources",
-        "volumeMounts",
-        "lifecycle",
-    ];
-    let mut kept = Map::new();
-    for key in KEPT {
-        if let Some(value) = container.get(key) {
-            kept.insert(key.into(), value.clone());
-        }
-    }
-    for list in ["command", "args"] {
-        let Some(Value::Array(words)) = kept.get_mut(list) else {
-            continue;
-        };
-        let mut role = None;
-        for word in words {
-            let Some(text) = word.as_str() else { continue };
-            if let Some(role) = role.take() {
-                *word = Value::from(address(role, text));
-                continue;
-            }
-            match text.split_once('=') {
-                Some((flag, old)) => {
-                    if let Some(role) = rank_flag(flag) {
-                        *word = Value::from(format!("{flag}={}", address(role, old)));
-                    }
-                }
-                None => role = rank_flag(text),
-            }
-        }
-    }
-    Value::Object(kept)
-}
-
-#[derive(Clone, Copy)]
-enum RankFlag {
-    Rank,
-    Leader,
-}
-
-fn rank_flag(flag: &str) -> Option<RankFlag> {
-    match flag {
-        "--node-rank" | "--node_rank" | "-r" => Some(RankFlag::Rank),
-        "--master-addr" | "--dist-init-addr" | "--nccl-init-addr" => Some(RankFlag::Leader),
-        _ => None,
-    }
-}
-
-fn address(role: RankFlag, old: &str) -> String {
-    match role {
-        RankFlag::Rank => "$(LWS_WORKER_INDEX)".to_owned(),
-        RankFlag::Leader => match old.rsplit_once(':') {
-            Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
-                format!("$(LWS_LEADER_ADDRESS):{port}")
-            }
-            _ => "$(LWS_LEADER_ADDRESS)".to_owned(),
-        },
-    }
 }
 
 fn yaml(value: &Value) -> String {
@@ -1987,6 +1853,29 @@ mod tests {
     fn the_skeleton_is_a_complete_leader_worker_set() {
         let mut object = written();
         object["spec"]["replicas"] = json!(16);
+        object["spec"]["template"]["metadata"]["annotations"] =
+            json!({"prometheus.io/scrape": "true", "pod-group-name": "old"});
+        let pod = &mut object["spec"]["template"]["spec"];
+        pod["serviceAccountName"] = json!("llm");
+        pod["dnsPolicy"] = json!("ClusterFirst");
+        pod["restartPolicy"] = json!("Always");
+        pod["affinity"] = json!({"nodeAffinity": {}});
+        pod["initContainers"] = json!([{"name": "fetch", "image": "fetch"}]);
+        pod["volumes"] = json!([{"name": "shm", "emptyDir": {"medium": "Memory"}}]);
+        let container = &mut pod["containers"][0];
+        container["args"] = json!([
+            "--model=m",
+            "-tp=8",
+            "-pp=8",
+            "--nnodes=8",
+            "--node-rank",
+            "0",
+            "--master-addr=llm-0.llm",
+        ]);
+        container["readinessProbe"] = json!({"httpGet": {"path": "/health", "port": 8000}});
+        container["workingDir"] = json!("/srv");
+        container["imagePullPolicy"] = json!("IfNotPresent");
+        container["volumeMounts"] = json!([{"name": "shm", "mountPath": "/dev/shm"}]);
         let denied = ask(Door::Validate, &arrived(object), None);
         let finding = denied
             .findings
@@ -1996,14 +1885,47 @@ mod tests {
         let set: Value = serde_saphyr::from_str(&finding.instead).unwrap();
         assert_eq!(set["kind"], "LeaderWorkerSet");
         assert_eq!(set["spec"]["replicas"], 2);
-        assert_eq!(set["spec"]["leaderWorkerTemplate"]["size"], 8);
-        // And it is what it says: accepted, unchanged, clean.
+        let group = &set["spec"]["leaderWorkerTemplate"];
+        assert_eq!(group["size"], 8);
+        let leader = json!({
+            "metadata": {
+                "labels": {"app": "llm", "role": "leader"},
+                "annotations": {"prometheus.io/scrape": "true"},
+            },
+            "spec": {
+                "schedulerName": "kai-scheduler",
+                "serviceAccountName": "llm",
+                "affinity": {"nodeAffinity": {}},
+                "initContainers": [{"name": "fetch", "image": "fetch"}],
+                "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+                "containers": [{
+                    "name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
+                    "args": [
+                        "--model=m", "-tp=8", "-pp=8", "--nnodes=8",
+                        "--node-rank", "$(LWS_WORKER_INDEX)",
+                        "--master-addr=$(LWS_LEADER_ADDRESS)",
+                    ],
+                    "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}},
+                    "workingDir": "/srv",
+                    "resources": {"limits": {"nvidia.com/gpu": 8}},
+                    "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+                }],
+            },
+        });
+        assert_eq!(group["leaderTemplate"], leader);
+        // Only the leader answers requests.
+        let mut worker = leader;
+        worker["metadata"]["labels"]["role"] = json!("worker");
+        let container = worker["spec"]["containers"][0].as_object_mut().unwrap();
+        container.remove("readinessProbe");
+        assert_eq!(group["workerTemplate"], worker);
+        // And it is what it says: accepted, unchanged, clean, as sure of its GPUs as it was.
         let again = ask(Door::Check, &set, None);
         assert!(
             again
                 .findings
                 .iter()
-                .all(|one| one.rule != GANG_SCHEDULING.id),
+                .all(|one| !one.rule.starts_with("gang-")),
             "{again:?}"
         );
     }
