@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    catalog::schedulers::{External, Scheduler, Schedulers},
+    catalog::schedulers::{External, GroupReference, Scheduler, Schedulers},
     declare_rule,
     facts::{KAI_GROUP, Known, Watched},
     finding::{Confidence, FieldPath, Finding, Level, Segment},
@@ -426,6 +426,10 @@ impl<'c, 'a> Case<'c, 'a> {
         let why = format!("{} fills one pod of {gpus}", self.ranks());
         let hint = " (gangScheduler.singlePod in the policy can relax this for single pods)";
         self.placement(level, 1, &why, hint, out);
+        if let Mechanism::External(external) = self.mechanism() {
+            self.skipped_alone(level, external, out);
+            return;
+        }
         if let Some(key) = self.minimum_key()
             && let Some(found) = self.serving.workload.annotation(key)
         {
@@ -433,6 +437,40 @@ impl<'c, 'a> Case<'c, 'a> {
             let level = if self.is_placed() { Level::Deny } else { level };
             self.single_pod_minimum(level, key, found, out);
         }
+    }
+
+    /// The grouping is turned off, and nothing is put in its place. (A group that is named without
+    /// that is overwritten with one of the pod's own, which is all that it needs.)
+    fn skipped_alone(&self, level: Level, external: &External, out: &mut Findings) {
+        let template = &self.serving.set.template;
+        let named = template
+            .annotation(&external.group)
+            .is_some_and(|name| !name.is_empty());
+        if named || !self.skips_grouping(external) || self.version < Some(external.since) {
+            return;
+        }
+        let owner = FieldPath::of(&["metadata", "annotations", &external.skip]);
+        let own = template.path().clone();
+        let own = own.keys(&["metadata", "annotations", &external.skip]);
+        let path = [owner, own]
+            .into_iter()
+            .find(|path| path.lookup(&self.cx.subject.value).is_some())
+            .unwrap_or_default();
+        // Another scheduler does not read it.
+        let level = if self.is_placed() { Level::Deny } else { level };
+        out.report_at(
+            level,
+            Finding::new(
+                path,
+                format!(
+                    "{} turns the grouping off, but the pods name no group: they are never scheduled.",
+                    external.skip
+                ),
+            )
+            .value("true")
+            .instead(format!("{}: \"false\"   # a pod that serves by itself needs no group\n", external.skip))
+            .fingerprint(self.fingerprint(&self.if_read("external-unnamed"), 1)),
+        );
     }
 
     fn single_pod_minimum(&self, level: Level, key: &str, found: &str, out: &mut Findings) {
@@ -952,13 +990,13 @@ impl<'c, 'a> Case<'c, 'a> {
             (path, name)
         };
         let api = &group.api_group;
+        let wanted = name
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&self.cx.subject.name);
+        let instead = self.group_object(group, wanted, members, &path);
         let finding = |fault: &str, message: String| {
             Finding::new(path.clone(), message)
-                .instead(format!(
-                    "# a PodGroup of {api} with a minimum of {members}, and in the pod template:\n\
-                     {named}: {}\n",
-                    self.cx.subject.name
-                ))
+                .instead(instead.clone())
                 .fingerprint(self.fingerprint(fault, members))
         };
         let Some(name) = name.filter(|name| !name.is_empty()) else {
@@ -1001,6 +1039,35 @@ impl<'c, 'a> Case<'c, 'a> {
             ),
             Known::Unknown => {}
         }
+    }
+
+    /// The group object that a gang needs, and how its pods name it.
+    fn group_object(
+        &self,
+        group: &GroupReference,
+        name: &str,
+        members: u64,
+        path: &FieldPath,
+    ) -> String {
+        // The versions that are served without a feature gate of their own: scheduler-plugins'
+        // v1alpha1, and Kubernetes 1.37's v1beta1.
+        let (version, spec) = if group.field.is_some() {
+            let policy = json!({"gang": {"minCount": members}});
+            ("v1beta1", json!({"schedulingPolicy": policy}))
+        } else {
+            ("v1alpha1", json!({"minMember": members}))
+        };
+        let mut metadata = json!({"name": name});
+        if let Some(namespace) = &self.cx.subject.namespace {
+            metadata["namespace"] = Value::from(namespace.as_str());
+        }
+        let object = json!({
+            "apiVersion": format!("{}/{version}", group.api_group), "kind": "PodGroup",
+            "metadata": metadata, "spec": spec,
+        });
+        let mut pods = Value::Null;
+        put(&mut pods, path, Value::from(name));
+        format!("{}---\n{}", yaml(&object), yaml(&pods))
     }
 
     /// YuniKorn's task groups, which only bind in Hard style.
