@@ -27,6 +27,7 @@ pub struct Health {
     /// In seconds of the epoch.
     certificate_end: AtomicU64,
     registration: Mutex<Option<Result<(), String>>>,
+    policy: Mutex<Option<Result<String, String>>>,
     /// How the watches of the cluster fare. Never a reason not to be ready.
     pub watches: Arc<Watches>,
 }
@@ -67,6 +68,12 @@ impl Health {
             .unwrap_or_else(PoisonError::into_inner) = Some(result);
     }
 
+    /// The policy file holds what is in force, by its hash, or why it does not. Never a reason not to
+    /// be ready.
+    pub fn policy(&self, read: Result<String, String>) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
+    }
+
     fn describe(&self) -> String {
         let mut text = String::new();
         let state = match (
@@ -84,6 +91,13 @@ impl Health {
             "expired"
         };
         let _ = writeln!(text, "certificate: {certificate}");
+        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = match policy.as_ref() {
+            None => writeln!(text, "policy: built in"),
+            Some(Ok(hash)) => writeln!(text, "policy: ok, {hash}"),
+            Some(Err(error)) => writeln!(text, "policy: not the file's: {error}"),
+        };
+        drop(policy);
         let registration = self
             .registration
             .lock()

@@ -1,16 +1,23 @@
 //! The command line.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
     finding::FieldPath,
     policy::{Policy, PolicyError},
-    source,
+    report, source,
 };
 
 pub mod check;
+pub mod exemptions;
+pub mod policy;
+pub mod rules;
 pub mod serve;
 
 /// Nothing was denied.
@@ -34,6 +41,46 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Judge manifests as the webhook would
     Check(check::Args),
+    /// List exemptions: from what, for what, until when, by whom and why
+    Exemptions(exemptions::Args),
+    /// List the rules, or explain one
+    Rules(rules::Args),
+    /// Check a policy file, show what it comes to, or compare two
+    #[command(subcommand)]
+    Policy(policy::Command),
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl Colour {
+    /// Whether standard output gets colours.
+    fn wanted(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+/// Prints a text. A text that cannot be written is a job that was not done.
+fn print(text: &str, code: u8) -> u8 {
+    match report::print(text) {
+        Ok(()) => code,
+        Err(error) => {
+            report::complain(&format!("cannot write the report: {error}"));
+            FAILED
+        }
+    }
 }
 
 impl Cli {
@@ -43,6 +90,9 @@ impl Cli {
         let code = match self.command {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Exemptions(args) => exemptions::run(&args),
+            Command::Rules(args) => rules::run(&args),
+            Command::Policy(command) => policy::run(&command),
         };
         ExitCode::from(code)
     }
@@ -52,43 +102,80 @@ impl Cli {
 ///
 /// # Errors
 /// A text that names file, line, column and what is wrong there.
-fn policy(path: Option<&Path>) -> Result<Policy, String> {
+fn load_policy(path: Option<&Path>) -> Result<Policy, String> {
     let Some(path) = path else {
         return Ok(Policy::default());
     };
-    let shown = path.display();
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let mut documents = source::read(&text);
-    if documents.len() > 1 {
-        return Err(format!(
-            "{shown} holds {} documents; a policy is one",
-            documents.len()
-        ));
+    let name = path.display().to_string();
+    let text = read_policy(path)?;
+    PolicyText {
+        name: &name,
+        text: &text,
     }
-    let document = match documents.pop() {
-        None => {
+    .read()
+}
+
+/// The text of a policy file.
+///
+/// # Errors
+/// A text that names the file.
+fn read_policy(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// A policy as text.
+#[derive(Clone, Copy, Debug)]
+struct PolicyText<'t> {
+    /// What errors call it.
+    name: &'t str,
+    /// The text.
+    text: &'t str,
+}
+
+impl PolicyText<'_> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// A text that names line, column and what is wrong there.
+    fn read(self) -> Result<Policy, String> {
+        let Self { name, text } = self;
+        let mut documents = source::read(text);
+        if documents.len() > 1 {
             return Err(format!(
-                "{shown} is empty; a policy begins with apiVersion and kind"
+                "{name} holds {} documents; a policy is one",
+                documents.len()
             ));
         }
-        Some(Err(error)) => {
-            let place = match (error.line, error.column) {
-                (Some(line), Some(column)) => format!(":{line}:{column}"),
-                _ => String::new(),
-            };
-            return Err(format!("{shown}{place}: {error}"));
-        }
-        Some(Ok(document)) => document,
-    };
-    Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
-        let (range, _) = document.marks.locate(&path);
-        let (line, column) = source::line_column(&text, range.start);
-        let place = if path == FieldPath::new() {
-            String::new()
-        } else {
-            format!("{path}: ")
+        let document = match documents.pop() {
+            None => {
+                return Err(format!(
+                    "{name} is empty; a policy begins with apiVersion and kind"
+                ));
+            }
+            Some(Err(error)) => {
+                let place = match (error.line, error.column) {
+                    (Some(line), Some(column)) => format!(":{line}:{column}"),
+                    _ => String::new(),
+                };
+                return Err(format!("{name}{place}: {error}"));
+            }
+            Some(Ok(document)) => document,
         };
-        format!("{shown}:{line}:{column}: {place}{message}")
-    })
+        Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
+            let (key, value) = document.marks.locate(&path);
+            // What is wrong with a scalar is mostly its value; with anything else, its name.
+            let scalar = document.value.pointer(&path.pointer());
+            let scalar = scalar.is_some_and(|value| !value.is_object() && !value.is_array());
+            let known = !message.starts_with("unknown field");
+            let range = value.filter(|_| scalar && known).unwrap_or(key);
+            let (line, column) = source::line_column(text, range.start);
+            let place = if path == FieldPath::new() {
+                String::new()
+            } else {
+                format!("{path}: ")
+            };
+            format!("{name}:{line}:{column}: {place}{message}")
+        })
+    }
 }

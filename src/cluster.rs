@@ -13,6 +13,9 @@ use kube::{
 
 use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 
+pub mod access;
+pub mod exemptions;
+pub mod list;
 pub mod watch;
 
 /// Why the API server was not reached, or refused.

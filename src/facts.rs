@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     catalog::engines::Engines,
+    exempt::Rights,
     subject::{at, group_of, metadata_text, scale_target::ScaleTarget},
 };
 
@@ -63,6 +64,7 @@ pub struct Facts {
     /// What tells a model server in the documents; the built-in rows without it.
     engines: Option<Arc<Engines>>,
     cluster: Cluster,
+    rights: Rights,
 }
 
 impl Facts {
@@ -113,6 +115,20 @@ impl Facts {
         let mut changed = self.clone();
         change(&mut changed.cluster);
         changed
+    }
+
+    /// What is known of the requester's right to exempt.
+    pub const fn rights(&self) -> &Rights {
+        &self.rights
+    }
+
+    /// The same facts with what is known of the requester's right to exempt.
+    #[must_use]
+    pub fn with_rights(&self, rights: Rights) -> Self {
+        Self {
+            rights,
+            ..self.clone()
+        }
     }
 
     fn document(

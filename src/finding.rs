@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::exempt::{Exempted, Hint};
+
 /// One step of a [`FieldPath`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
@@ -185,7 +187,15 @@ impl Confidence {
 }
 
 /// One thing that a rule found, or filled.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each answers a question of its own, and reports show each"
+)]
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, as in the JSON report"
+)]
 pub struct Finding {
     /// The id of the rule that speaks.
     pub rule: &'static str,
@@ -212,6 +222,12 @@ pub struct Finding {
     pub filled: bool,
     /// The old object had it already, so a denial became a warning.
     pub ratcheted: bool,
+    /// Under `mode: dryRun`: it would have been denied, or filled.
+    pub dry: bool,
+    /// The exemption by which it is let in.
+    pub exempted: Option<Exempted>,
+    /// Why it is not exempt, or how it could be.
+    pub hint: Option<Hint>,
 }
 
 impl Finding {
@@ -230,6 +246,9 @@ impl Finding {
             severity: 0,
             filled: false,
             ratcheted: false,
+            dry: false,
+            exempted: None,
+            hint: None,
         }
     }
 

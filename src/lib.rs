@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod edit;
 pub mod engine;
+pub mod exempt;
 pub mod facts;
 pub mod finding;
 pub mod metrics;

@@ -1,10 +1,12 @@
 //! What is counted, for Prometheus. Labels are bounded: no namespace, name or uid.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -17,8 +19,10 @@ use prometheus_client::{
 };
 
 use crate::{
-    policy::{Mode, Policy},
+    policy::Policy,
+    report::exemptions::{Entry, State},
     review::{Review, Skip},
+    rules,
     subject::{Operation, Subject},
 };
 
@@ -55,8 +59,31 @@ struct PolicyLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReloadLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct WatchLabels {
     resource: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ExemptionLabels {
+    rule: &'static str,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+struct ExemptionStateLabels {
+    rule: &'static str,
+    source: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AccessLabels {
+    result: &'static str,
 }
 
 /// A review that was made.
@@ -80,11 +107,17 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     panics: Counter,
     policy: Family<PolicyLabels, Gauge>,
+    policy_reloads: Family<ReloadLabels, Counter>,
+    policy_stale: Gauge,
     certificate_end: Gauge<f64, AtomicU64>,
     registered: Gauge,
     watch_synced: Family<WatchLabels, Gauge>,
     watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
     watch_objects: Family<WatchLabels, Gauge>,
+    exemptions_used: Family<ExemptionLabels, Counter>,
+    exemptions: Family<ExemptionStateLabels, Gauge>,
+    exemptions_end: Family<ExemptionLabels, Gauge<f64, AtomicU64>>,
+    access_reviews: Family<AccessLabels, Counter>,
 }
 
 impl Metrics {
@@ -124,6 +157,18 @@ impl Metrics {
             panics.clone(),
         );
         registry.register("policy_info", "The policy in force", policy.clone());
+        let policy_reloads = Family::<ReloadLabels, Counter>::default();
+        let policy_stale = Gauge::default();
+        registry.register(
+            "policy_reloads",
+            "Changes of the policy file that were taken, or not because something is wrong with it",
+            policy_reloads.clone(),
+        );
+        registry.register(
+            "policy_stale",
+            "1 where the policy file is not what is in force, because something is wrong with it",
+            policy_stale.clone(),
+        );
         registry.register(
             "certificate_not_after_timestamp_seconds",
             "When the serving certificate ends",
@@ -152,6 +197,30 @@ impl Metrics {
             "Objects of a resource of which a digest is kept",
             watch_objects.clone(),
         );
+        let exemptions_used = Family::<ExemptionLabels, Counter>::default();
+        let exemptions = Family::<ExemptionStateLabels, Gauge>::default();
+        let exemptions_end = Family::<ExemptionLabels, Gauge<f64, AtomicU64>>::default();
+        let access_reviews = Family::<AccessLabels, Counter>::default();
+        registry.register(
+            "exemptions",
+            "Exemptions in the policy and on the cluster's objects: valid, expiring, expired, malformed",
+            exemptions.clone(),
+        );
+        registry.register(
+            "exemptions_next_end_timestamp_seconds",
+            "When the next exemption ends, of those that hold",
+            exemptions_end.clone(),
+        );
+        registry.register(
+            "exemptions_used",
+            "Reviews in which an exemption covered what a rule had found",
+            exemptions_used.clone(),
+        );
+        registry.register(
+            "exemption_access_reviews",
+            "Answers to whether a requester may exempt: allowed, remembered, refused, unanswered",
+            access_reviews.clone(),
+        );
         Self {
             registry,
             reviews,
@@ -160,11 +229,17 @@ impl Metrics {
             refusals,
             panics,
             policy,
+            policy_reloads,
+            policy_stale,
             certificate_end,
             registered,
             watch_synced,
             watch_failing,
             watch_objects,
+            exemptions_used,
+            exemptions,
+            exemptions_end,
+            access_reviews,
         }
     }
 
@@ -188,6 +263,8 @@ impl Metrics {
         };
         let verdict = if review.skipped.is_some() {
             "skip"
+        } else if review.would_deny() {
+            "would-deny"
         } else {
             review.verdict().as_str()
         };
@@ -199,7 +276,12 @@ impl Metrics {
         };
         self.reviews.get_or_create(&labels).inc();
         for finding in &review.findings {
-            let (rule, level) = (finding.rule, finding.level.as_str());
+            let level = match (finding.dry, finding.filled) {
+                (true, true) => "would-fill",
+                (true, false) => "would-deny",
+                (false, _) => finding.level.as_str(),
+            };
+            let rule = finding.rule;
             self.findings
                 .get_or_create(&FindingLabels {
                     endpoint,
@@ -208,6 +290,57 @@ impl Metrics {
                 })
                 .inc();
         }
+        let used: BTreeSet<(&str, &str)> = review
+            .findings
+            .iter()
+            .filter_map(|finding| {
+                let exempted = finding.exempted.as_ref()?;
+                Some((finding.rule, exempted.source.as_str()))
+            })
+            .collect();
+        for (rule, source) in used {
+            self.exemptions_used
+                .get_or_create(&ExemptionLabels { rule, source })
+                .inc();
+        }
+    }
+
+    /// These are all exemptions that are known.
+    pub fn exemptions(&self, entries: impl Iterator<Item = Entry>) {
+        let mut counts: BTreeMap<ExemptionStateLabels, i64> = BTreeMap::new();
+        let mut ends: BTreeMap<(&'static str, &'static str), Timestamp> = BTreeMap::new();
+        for entry in entries {
+            // Anybody may write an annotation for any word.
+            let rule = rules::rule(&entry.rule).map_or("unknown", |rule| rule.id);
+            let (source, state) = (entry.source.as_str(), entry.state.as_str());
+            let labels = ExemptionStateLabels {
+                rule,
+                source,
+                state,
+            };
+            *counts.entry(labels).or_default() += 1;
+            if let (State::Valid | State::Expiring, Ok(terms)) = (entry.state, &entry.terms) {
+                let end = ends.entry((rule, source)).or_insert_with(|| terms.end());
+                *end = terms.end().min(*end);
+            }
+        }
+        self.exemptions.clear();
+        for (labels, count) in counts {
+            self.exemptions.get_or_create(&labels).set(count);
+        }
+        self.exemptions_end.clear();
+        for ((rule, source), end) in ends {
+            self.exemptions_end
+                .get_or_create(&ExemptionLabels { rule, source })
+                .set(end.as_duration().as_secs_f64());
+        }
+    }
+
+    /// Whether a requester may exempt was asked.
+    pub fn access_reviewed(&self, result: &'static str) {
+        self.access_reviews
+            .get_or_create(&AccessLabels { result })
+            .inc();
     }
 
     /// An answer was ready.
@@ -234,17 +367,22 @@ impl Metrics {
 
     /// Another policy is in force.
     pub fn policy(&self, policy: &Policy) {
-        let mode = match policy.mode {
-            Mode::Enforce => "enforce",
-            Mode::DryRun => "dryRun",
-        };
         self.policy.clear();
         self.policy
             .get_or_create(&PolicyLabels {
                 hash: policy.hash().to_owned(),
-                mode,
+                mode: policy.mode.as_str(),
             })
             .set(1);
+    }
+
+    /// The policy file was read again, or could not be and what was in force stays.
+    pub fn policy_read(&self, taken: bool) {
+        let result = if taken { "taken" } else { "failed" };
+        self.policy_reloads
+            .get_or_create(&ReloadLabels { result })
+            .inc();
+        self.policy_stale.set(i64::from(!taken));
     }
 
     /// Another certificate is served.

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use globset::{GlobBuilder, GlobMatcher};
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -18,11 +19,15 @@ use crate::{
         instances::InstanceCatalog,
         metrics::{MetricCatalog, MetricRow},
     },
+    exempt::{self, Terms},
     facts::Facts,
     finding::{FieldPath, Level},
     rules::{self, Kind, Params, RULES, Rule},
     subject::Subject,
+    text::{hash, nearest},
 };
+
+mod effective;
 
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
@@ -57,9 +62,35 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, PolicyError> 
         }
         PolicyError {
             path,
-            message: error.into_inner().to_string(),
+            message: with_nearest(error.into_inner().to_string()),
         }
     })
+}
+
+/// Adds the word that may have been meant where serde says which ones it knows: "unknown field `a`,
+/// expected `b` or `c`", "unknown variant `a`, expected one of `b`, `c`".
+fn with_nearest(message: String) -> String {
+    let quoted = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let Some((unknown, known)) = message
+        .strip_prefix("unknown ")
+        .and_then(|rest| rest.split_once(", expected "))
+    else {
+        return message;
+    };
+    let (unknown, known) = (quoted(unknown), quoted(known));
+    match unknown
+        .first()
+        .and_then(|word| nearest(word, known.iter().map(String::as_str)))
+    {
+        Some(meant) => format!("{message}; did you mean `{meant}`?"),
+        None => message,
+    }
 }
 
 /// The policy file as it is written.
@@ -100,6 +131,16 @@ pub enum Mode {
     Enforce,
     /// Everything is evaluated; denials become warnings and nothing is filled.
     DryRun,
+}
+
+impl Mode {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::DryRun => "dryRun",
+        }
+    }
 }
 
 /// What becomes of a violation that the old object already had.
@@ -176,6 +217,16 @@ impl From<WrittenLevel> for RuleLevel {
 }
 
 impl RuleLevel {
+    /// As in the policy file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Audit => "audit",
+            Self::Warn => "warn",
+            Self::Deny => "deny",
+        }
+    }
+
     /// The level of a finding; none where the rule is off.
     pub const fn level(self) -> Option<Level> {
         match self {
@@ -205,6 +256,8 @@ pub struct OverrideFile {
     pub namespaces: Vec<String>,
     /// Labels of namespaces.
     pub namespace_selector: LabelSelector,
+    /// Whether anything is denied or filled there.
+    pub mode: Option<Mode>,
     /// Levels and parameters by rule id.
     pub rules: BTreeMap<String, RuleFile>,
 }
@@ -351,7 +404,8 @@ pub struct ExemptionsFile {
     pub max_days: u32,
     /// Exemptions of whole namespaces.
     pub namespaces: Vec<NamespaceExemption>,
-    /// Users and groups whose own right to exempt does not count.
+    /// Users and groups whose own right to exempt does not count, such as the account of a GitOps
+    /// controller that writes for everybody.
     pub review_required: Vec<String>,
 }
 
@@ -365,14 +419,14 @@ impl Default for ExemptionsFile {
     }
 }
 
-/// An exemption of whole namespaces from one rule.
+/// An exemption of whole namespaces from some rules.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NamespaceExemption {
-    /// Names and patterns of namespaces.
+    /// Names and patterns of namespaces; cluster-scoped objects match none.
     pub namespaces: Vec<String>,
-    /// The rule's id.
-    pub rule: String,
+    /// The ids of the rules.
+    pub rules: Vec<String>,
     /// The last day (UTC) it holds, as `2027-01-31`.
     pub until: String,
     /// Who answers for it.
@@ -402,13 +456,15 @@ pub struct Policy {
     pub existing_violations: ExistingViolations,
     /// The scheduler that places groups of pods all or nothing.
     pub gang_scheduler: GangScheduler,
+    /// As it was written.
+    file: PolicyFile,
     settings: BTreeMap<&'static str, Setting>,
     overrides: Vec<Override>,
     production: Namespaces,
     queues: Vec<(Pattern, String)>,
     warm_pools: Vec<WarmPool>,
+    exemptions: Exemptions,
     catalog: Catalog,
-    without_effect: Vec<&'static str>,
     hash: String,
 }
 
@@ -429,6 +485,7 @@ impl std::fmt::Debug for Setting {
 #[derive(Debug)]
 struct Override {
     namespaces: Namespaces,
+    mode: Option<Mode>,
     settings: BTreeMap<&'static str, (Option<RuleLevel>, Option<Params>)>,
 }
 
@@ -461,6 +518,128 @@ impl WarmPool {
             kind: (*kind).to_owned(),
             name: (*name).to_owned(),
         })
+    }
+}
+
+/// What a policy says of exemptions.
+#[derive(Clone, Debug, Default)]
+pub struct Exemptions {
+    /// How many days ahead a new exemption may end.
+    pub max_days: u32,
+    namespaces: Vec<NamespacesExempted>,
+    review_required: Vec<String>,
+}
+
+/// Namespaces that are exempt from some rules.
+#[derive(Clone, Debug)]
+pub struct NamespacesExempted {
+    /// The position in `exemptions.namespaces`.
+    pub index: usize,
+    /// The names and patterns as they are written.
+    pub namespaces: Vec<String>,
+    /// The rules.
+    pub rules: Vec<&'static str>,
+    /// Until when, on whose account and why.
+    pub terms: Terms,
+    patterns: Vec<Pattern>,
+}
+
+impl NamespacesExempted {
+    fn read(index: usize, written: &NamespaceExemption) -> Result<Self, PolicyError> {
+        let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
+        let wrong = |path: FieldPath, message: String| PolicyError { path, message };
+        if written.namespaces.is_empty() {
+            let message = "names no namespace".to_owned();
+            return Err(wrong(path.key("namespaces"), message));
+        }
+        if written.rules.is_empty() {
+            return Err(wrong(path.key("rules"), "names no rule".to_owned()));
+        }
+        for (member, text) in [("owner", &written.owner), ("reason", &written.reason)] {
+            if text.trim().is_empty() {
+                let message = format!("is empty; every exemption has its {member}");
+                return Err(wrong(path.key(member), message));
+            }
+        }
+        let patterns = Namespaces::read(&path, &written.namespaces, &LabelSelector::default())?;
+        let mut rules = Vec::new();
+        for (position, id) in written.rules.iter().enumerate() {
+            let place = || path.clone().key("rules").index(position);
+            let rule = rules::find(id).map_err(|message| wrong(place(), message))?;
+            if !exempt::is_exemptable(rule) {
+                let message = format!("nobody is exempt from {id}");
+                return Err(wrong(place(), message));
+            }
+            rules.push(rule.id);
+        }
+        let until = exempt::date(written.until.trim()).map_err(|fault| {
+            let message = format!("{fault}; write it as 2027-01-31");
+            wrong(path.clone().key("until"), message)
+        })?;
+        Ok(Self {
+            index,
+            namespaces: written.namespaces.clone(),
+            rules,
+            terms: Terms {
+                until,
+                owner: written.owner.trim().to_owned(),
+                reason: written.reason.trim().to_owned(),
+            },
+            patterns: patterns.patterns,
+        })
+    }
+
+    /// Whether a namespace is one of them.
+    pub fn covers(&self, namespace: &str) -> bool {
+        let mut patterns = self.patterns.iter();
+        patterns.any(|pattern| pattern.matches(namespace))
+    }
+
+    /// Where it stands in the policy file.
+    pub fn path(&self) -> FieldPath {
+        FieldPath::of(&["exemptions", "namespaces"]).index(self.index)
+    }
+}
+
+impl Exemptions {
+    /// The exemptions of whole namespaces, in the order of the file.
+    pub fn namespaces(&self) -> &[NamespacesExempted] {
+        &self.namespaces
+    }
+
+    /// The exemption of a namespace from a rule that holds longest, over or not.
+    pub fn of_namespace(&self, namespace: Option<&str>, rule: &str) -> Option<&NamespacesExempted> {
+        let namespace = namespace?;
+        self.namespaces
+            .iter()
+            .filter(|exempted| exempted.rules.contains(&rule) && exempted.covers(namespace))
+            .max_by_key(|exempted| exempted.terms.until)
+    }
+
+    /// Whether the right of this user to exempt does not count.
+    pub fn is_review_required(&self, user: &str, groups: &[String]) -> bool {
+        self.review_required
+            .iter()
+            .any(|listed| listed == user || groups.contains(listed))
+    }
+
+    /// A line for each exemption that has ended, or ends soon.
+    pub fn ending(&self, now: Timestamp) -> Vec<String> {
+        self.namespaces
+            .iter()
+            .filter_map(|exempted| {
+                let Terms { until, owner, .. } = &exempted.terms;
+                let (path, rules) = (exempted.path(), exempted.rules.join(", "));
+                let what = format!("the policy's {path} ({rules}; owner {owner})");
+                if exempted.terms.is_over(now) {
+                    Some(format!("{what} ended with {until} and exempts nothing"))
+                } else if exempted.terms.ends_soon(now) {
+                    Some(format!("{what} ends with {until}"))
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 }
 
@@ -606,6 +785,7 @@ impl Policy {
                 .collect();
             overrides.push(Override {
                 namespaces,
+                mode: written.mode,
                 settings,
             });
         }
@@ -630,21 +810,14 @@ impl Policy {
                 std::cmp::Reverse(pattern.text.len()),
             )
         });
-        for (index, exemption) in file.exemptions.namespaces.iter().enumerate() {
-            let path = FieldPath::of(&["exemptions", "namespaces"]).index(index);
-            if rules::rule(&exemption.rule).is_none() {
-                return Err(wrong(path.key("rule"), no_such_rule(&exemption.rule)));
-            }
-            if let Err(error) = exemption.until.parse::<jiff::civil::Date>() {
-                return Err(wrong(
-                    path.key("until"),
-                    format!(
-                        "\"{}\" is no date; write it as 2027-01-31 ({error})",
-                        exemption.until
-                    ),
-                ));
-            }
-        }
+        let exempted = file.exemptions.namespaces.iter().enumerate();
+        let exemptions = Exemptions {
+            max_days: file.exemptions.max_days,
+            namespaces: exempted
+                .map(|(index, written)| NamespacesExempted::read(index, written))
+                .collect::<Result<_, _>>()?,
+            review_required: file.exemptions.review_required.clone(),
+        };
         let warm_pools = file
             .warm_pools
             .iter()
@@ -675,31 +848,19 @@ impl Policy {
                 })?;
             catalog.site_metrics = Some(metrics);
         }
-        let without_effect = [
-            (
-                "exemptions.namespaces",
-                !file.exemptions.namespaces.is_empty(),
-            ),
-            (
-                "exemptions.reviewRequired",
-                !file.exemptions.review_required.is_empty(),
-            ),
-        ]
-        .into_iter()
-        .filter_map(|(member, set)| set.then_some(member))
-        .collect();
         Ok(Self {
             mode: file.mode,
             existing_violations: file.existing_violations,
-            gang_scheduler: file.gang_scheduler,
+            gang_scheduler: file.gang_scheduler.clone(),
+            file,
             settings,
             overrides,
             production,
             queues,
             warm_pools,
+            exemptions,
             catalog,
-            without_effect,
-            hash: fingerprint(document),
+            hash: hash(&document.to_string()),
         })
     }
 
@@ -710,12 +871,22 @@ impl Policy {
         subject: &Subject,
         facts: &Facts,
     ) -> Option<Effective<'_>> {
+        self.effective_in(rule, subject.namespace.as_deref(), facts)
+    }
+
+    /// What holds for a rule in a namespace; without one, for cluster-scoped objects.
+    fn effective_in(
+        &self,
+        rule: &Rule,
+        namespace: Option<&str>,
+        facts: &Facts,
+    ) -> Option<Effective<'_>> {
         let setting = self.settings.get(rule.id)?;
         let mut effective = Effective {
             level: setting.level,
             params: &setting.params,
         };
-        if let Some(namespace) = &subject.namespace {
+        if let Some(namespace) = namespace {
             for one in self
                 .overrides
                 .iter()
@@ -732,10 +903,32 @@ impl Policy {
         Some(effective)
     }
 
+    /// Whether anything is denied or filled in a namespace; without one, for cluster-scoped objects.
+    pub fn mode_in(&self, namespace: Option<&str>, facts: &Facts) -> Mode {
+        let Some(namespace) = namespace else {
+            return self.mode;
+        };
+        let overrides = self.overrides.iter().rev();
+        overrides
+            .filter_map(|one| Some((one.mode?, &one.namespaces)))
+            .find(|(_, namespaces)| namespaces.contain(namespace, facts))
+            .map_or(self.mode, |(mode, _)| mode)
+    }
+
+    /// Whether the policy is enforced on some object of a kind.
+    pub fn may_enforce(&self, kind: &Kind) -> bool {
+        let anywhere = || {
+            self.overrides
+                .iter()
+                .any(|one| one.mode == Some(Mode::Enforce))
+        };
+        self.mode == Mode::Enforce || (kind.namespaced && anywhere())
+    }
+
     /// Whether this rule may be at deny for some object of a kind: what decides whether the kind goes
     /// to the webhook that may block a write.
     pub fn may_deny(&self, rule: &Rule, kind: &Kind) -> bool {
-        self.mode == Mode::Enforce && self.may(rule, kind, |level| level == RuleLevel::Deny)
+        self.may_enforce(kind) && self.may(rule, kind, |level| level == RuleLevel::Deny)
     }
 
     /// Whether this rule looks at some object of a kind.
@@ -775,15 +968,14 @@ impl Policy {
             .map(|(_, queue)| queue.as_str())
     }
 
+    /// What it says of exemptions.
+    pub const fn exemptions(&self) -> &Exemptions {
+        &self.exemptions
+    }
+
     /// The catalogues, with what this site adds.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
-    }
-
-    /// Members that are set and that this version does not act on yet. They are read strictly all the
-    /// same.
-    pub fn without_effect(&self) -> &[&'static str] {
-        &self.without_effect
     }
 
     /// Tells policies apart: the same text gives the same hash on every replica.
@@ -802,13 +994,14 @@ impl Default for Policy {
             mode: Mode::default(),
             existing_violations: ExistingViolations::default(),
             gang_scheduler: GangScheduler::default(),
+            file: PolicyFile::default(),
             settings: BTreeMap::new(),
             overrides: Vec::new(),
             production: Namespaces::default(),
             warm_pools: Vec::new(),
             queues: Vec::new(),
+            exemptions: Exemptions::default(),
             catalog: Catalog::default(),
-            without_effect: Vec::new(),
             hash: String::new(),
         })
     }
@@ -824,12 +1017,10 @@ fn read_rules(
         .iter()
         .map(|(id, setting)| {
             let path = path.clone().key(id);
-            let Some(rule) = rules::rule(id) else {
-                return Err(PolicyError {
-                    path,
-                    message: no_such_rule(id),
-                });
-            };
+            let rule = rules::find(id).map_err(|message| PolicyError {
+                path: path.clone(),
+                message,
+            })?;
             let params = setting.params.as_ref().map(rule.params.parse).transpose();
             let params = params.map_err(|error| {
                 let place = path.key("params").join(&error.path);
@@ -843,30 +1034,13 @@ fn read_rules(
         .collect()
 }
 
-fn no_such_rule(id: &str) -> String {
-    let known: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
-    format!(
-        "there is no rule \"{id}\"; the rules are {}",
-        known.join(", ")
-    )
-}
-
-/// FNV-1a over the canonical JSON: it tells policies apart and protects nothing.
-fn fingerprint(document: &Value) -> String {
-    let hash = document
-        .to_string()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    format!("{hash:016x}")
-}
-
 /// A policy shared between the edges.
 pub type Shared = Arc<Policy>;
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -930,6 +1104,98 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_word_that_may_have_been_meant() {
+        let said = |members: Value, meant: &str| {
+            let (_, message) = error(members);
+            let says = format!("did you mean {meant}?");
+            assert!(message.ends_with(&says), "{message}");
+        };
+        said(json!({"existingViolation": "warn"}), "`existingViolations`");
+        said(json!({"mode": "dry-run"}), "`dryRun`");
+        said(
+            json!({"gangScheduler": {"single_pod": "auto"}}),
+            "`singlePod`",
+        );
+        said(
+            json!({"rules": {"gpu-utilisation-signal": {}}}),
+            "gpu-utilization-signal",
+        );
+        said(
+            json!({"rules": {"termination-grace": {"params": {"minimum-seconds": 5}}}}),
+            "`minimumSeconds`",
+        );
+        let (_, far) = error(json!({"xyz": 1}));
+        assert!(!far.contains("did you mean"), "{far}");
+        let (_, far) = error(json!({"rules": {"xyz": {}}}));
+        assert!(
+            far.contains("the rules are gpu-utilization-signal, "),
+            "{far}"
+        );
+    }
+
+    #[test]
+    fn parameters_out_of_bounds_are_refused() {
+        let with_grace = |seconds: i64| json!({"rules": {"termination-grace": {"params": {"minimumSeconds": seconds}}}});
+        let path = "rules.termination-grace.params.minimumSeconds".to_owned();
+        let refused = |seconds, why: &str| {
+            assert_eq!(error(with_grace(seconds)), (path.clone(), why.to_owned()));
+        };
+        refused(0, "is 0; the least is 1");
+        refused(100_000, "is 100000; the most is 86400");
+        assert!(error(with_grace(-1)).1.contains("invalid value"), "no u64");
+        assert!(with(with_grace(1)).is_ok());
+    }
+
+    #[test]
+    fn an_exemption_of_namespaces_is_read_strictly() {
+        let good = json!({
+            "namespaces": ["team-*"], "rules": ["gang-scheduling"], "until": "2027-01-31",
+            "owner": "team-llm", "reason": "migration",
+        });
+        let with_member = |key: &str, value: Value| {
+            let mut one = good.clone();
+            one[key] = value;
+            json!({"exemptions": {"namespaces": [good.clone(), one]}})
+        };
+        let policy = with(with_member("until", json!("2027-12-31"))).unwrap();
+        let exempted = policy
+            .exemptions()
+            .of_namespace(Some("team-a"), "gang-scheduling")
+            .unwrap();
+        assert_eq!(
+            exempted.terms.until.to_string(),
+            "2027-12-31",
+            "the longest"
+        );
+        let of = |namespace, rule| policy.exemptions().of_namespace(namespace, rule).is_some();
+        assert!(!of(Some("other"), "gang-scheduling"));
+        assert!(!of(Some("team-a"), "gpu-utilization-signal"));
+        assert!(!of(None, "gang-scheduling"), "cluster-scoped");
+        let mut text = String::new();
+        for (key, value) in [
+            ("until", json!("31.01.2027")),
+            ("until", json!("2027-02-30")),
+            ("until", json!(20_270_131)),
+            ("until", json!("")),
+            ("namespaces", json!([])),
+            ("namespaces", json!(["a{"])),
+            ("rules", json!([])),
+            ("rules", json!(["gang-schedulling"])),
+            ("rules", json!(["exemption-malformed"])),
+            ("owner", json!(" ")),
+            ("reason", json!("")),
+            ("rule", json!("gang-scheduling")),
+        ] {
+            let (path, message) = error(with_member(key, value));
+            writeln!(text, "{path}: {message}").unwrap();
+        }
+        let without = json!({"exemptions": {"namespaces": [{"namespaces": ["a"]}]}});
+        let (path, message) = error(without);
+        writeln!(text, "{path}: {message}").unwrap();
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
     fn an_exact_namespace_wins_over_patterns_and_longer_patterns_over_shorter() {
         let queues = json!({"*": "rest", "team-*": "teams", "team-a": "a"});
         let policy = with(json!({"gangScheduler": {"queues": queues}})).unwrap();
@@ -951,6 +1217,45 @@ mod tests {
             assert_eq!(path, format!("rules.{}.level", rule.id));
             assert!(message.contains("deny, warn, audit or off"), "{message}");
         }
+    }
+
+    #[test]
+    fn the_examples_are_policies() {
+        let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/examples");
+        let mut seen = 0;
+        for file in std::fs::read_dir(examples).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let document: Value = serde_saphyr::from_str(&text).unwrap();
+            if let Err(error) = Policy::from_document(&document) {
+                panic!("{}: {error}", path.display());
+            }
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
+
+    #[test]
+    fn a_namespace_may_be_enforced_before_the_others() {
+        let policy = with(json!({"mode": "dryRun", "overrides": [
+            {"namespaces": ["team-*"], "mode": "enforce"},
+            {"namespaces": ["team-late"], "mode": "dryRun"},
+            {"namespaces": ["team-a"], "rules": {}},
+        ]}))
+        .unwrap();
+        let mode = |namespace| policy.mode_in(namespace, &Facts::unknown());
+        assert_eq!(mode(Some("team-a")), Mode::Enforce);
+        assert_eq!(mode(Some("team-late")), Mode::DryRun, "the last one wins");
+        assert_eq!(mode(Some("other")), Mode::DryRun);
+        assert_eq!(
+            mode(None),
+            Mode::DryRun,
+            "cluster-scoped objects match none"
+        );
+        let gang = rules::rule("gang-scheduling").unwrap();
+        let pools = rules::rule("gpu-pool-consolidation").unwrap();
+        assert!(gang.kinds.iter().all(|kind| policy.may_deny(gang, kind)));
+        assert!(!pools.kinds.iter().any(|kind| policy.may_deny(pools, kind)));
     }
 
     #[test]

@@ -1,20 +1,25 @@
 //! What a run over many objects found, and the forms it is printed in. The only module that prints.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     ops::Range,
     sync::Arc,
 };
 
 use crate::{
-    finding::{FieldPath, Finding, Verdict},
+    finding::{FieldPath, Finding, Level, Segment, Verdict},
     review::Review,
     source::Marks,
     subject::Subject,
 };
 
+pub mod exemptions;
+pub mod github;
 pub mod human;
 pub mod json;
+pub mod junit;
+pub mod sarif;
 
 /// A run over many objects.
 #[derive(Debug, Default)]
@@ -25,6 +30,9 @@ pub struct Report {
     pub summary: Summary,
     /// What a folder walk passed by.
     pub passed_by: PassedBy,
+    /// Findings that were there before, by their fingerprint and how often: they are counted, and left
+    /// out. An object with one more of the same is told of that one.
+    pub baseline: BTreeMap<String, usize>,
 }
 
 /// One object, or one place where there was none to be read.
@@ -139,6 +147,8 @@ pub struct Summary {
     pub exempted: usize,
     /// Places where no object could be read.
     pub errors: usize,
+    /// Findings that a baseline holds already: left out of everything else.
+    pub known: usize,
 }
 
 /// What a folder walk passed by because it is no manifest.
@@ -152,7 +162,8 @@ pub struct PassedBy {
 
 impl Report {
     /// Adds what came of one object. Objects of kinds without a rule are counted, not listed.
-    pub fn add(&mut self, entry: Entry) {
+    pub fn add(&mut self, mut entry: Entry) {
+        self.leave_out_known(&mut entry);
         match &entry.outcome {
             Outcome::Failed(_) => self.summary.errors += 1,
             Outcome::Reviewed(review) => {
@@ -165,9 +176,18 @@ impl Report {
                 if review
                     .findings
                     .iter()
-                    .any(|finding: &Finding| finding.filled)
+                    .any(|finding: &Finding| finding.filled && !finding.dry)
                 {
                     self.summary.filled += 1;
+                }
+                let is_exempt = |finding: &Finding| {
+                    finding
+                        .exempted
+                        .as_ref()
+                        .is_some_and(|exempted| exempted.level == Level::Deny)
+                };
+                if review.verdict() != Verdict::Deny && review.findings.iter().any(is_exempt) {
+                    self.summary.exempted += 1;
                 }
                 if review.skipped == Some(crate::review::Skip::Kind) {
                     return;
@@ -175,6 +195,30 @@ impl Report {
             }
         }
         self.entries.push(entry);
+    }
+
+    fn leave_out_known(&mut self, entry: &mut Entry) {
+        if self.baseline.is_empty() {
+            return;
+        }
+        let marks = match &entry.outcome {
+            Outcome::Failed(_) => return,
+            Outcome::Reviewed(review) => review.findings.iter(),
+        };
+        let known: Vec<bool> = marks
+            .map(|finding| {
+                let left = (!finding.filled)
+                    .then(|| self.baseline.get_mut(&fingerprint(entry, finding)))
+                    .flatten()
+                    .filter(|left| **left > 0);
+                left.map(|left| *left -= 1).is_some()
+            })
+            .collect();
+        self.summary.known += known.iter().filter(|known| **known).count();
+        if let Outcome::Reviewed(review) = &mut entry.outcome {
+            let mut known = known.into_iter();
+            review.findings.retain(|_| !known.next().unwrap_or(false));
+        }
     }
 
     /// The exit code: 2 where something could not be read, else 1 where something was denied.
@@ -185,6 +229,38 @@ impl Report {
             _ => crate::cli::FAILED,
         }
     }
+}
+
+/// Tells a finding from all others over many runs: by the rule, the object and what matters, never by
+/// a line or a position in a list. 64 bits of FNV-1a in hexadecimal digits.
+pub fn fingerprint(entry: &Entry, finding: &Finding) -> String {
+    let mut parts = vec![finding.rule.to_owned()];
+    if let Some(object) = &entry.object {
+        let group = object
+            .api_version
+            .split_once('/')
+            .map_or("", |(group, _)| group);
+        parts.extend([
+            group.to_owned(),
+            object.kind.clone(),
+            object.namespace.clone().unwrap_or_default(),
+            object.name.clone().unwrap_or_default(),
+        ]);
+    }
+    if finding.fingerprint.is_empty() {
+        let keys = finding
+            .path
+            .segments()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Key(key) => Some(key.clone()),
+                Segment::Index(_) => None,
+            });
+        parts.extend(keys);
+    } else {
+        parts.push(finding.fingerprint.clone());
+    }
+    crate::text::hash(&parts.join("\u{1f}"))
 }
 
 /// Writes to standard output. A reader that went away, as `head` does, is no fault.

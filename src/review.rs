@@ -1,6 +1,6 @@
 //! The one question, asked at every door: what does the policy say of this object?
 
-use std::sync::Arc;
+use std::{cell::OnceCell, collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 use json_patch::Patch;
@@ -9,15 +9,16 @@ use serde_json::Value;
 use crate::{
     catalog::controllers::{Controllers, Parent, controller_of, parent_of},
     edit::{Edit, Outcome, Patcher},
+    exempt::{
+        self, Exempted, Hint,
+        standing::{Case, Standing, is_claimed},
+    },
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
     policy::{ExistingViolations, Mode, Policy, RuleLevel},
-    rules::{Context, Edits, Findings, Memo, RULES, Rule, metadata_read},
+    rules::{Context, Edits, Findings, Group, Memo, RULES, Rule, metadata_read},
     subject::{Door, Operation, Subject, at},
 };
-
-/// The prefix of the annotations that grant exemptions.
-pub const EXEMPT_PREFIX: &str = "exempt.gangplank.dev/";
 
 /// The answer.
 #[derive(Clone, Debug, Default)]
@@ -28,12 +29,22 @@ pub struct Review {
     pub patch: Patch,
     /// Why the object was not looked at.
     pub skipped: Option<Skip>,
+    /// The rules from which the requester would have to have the right to exempt, and of which nobody
+    /// has asked: with the answers among the facts, the review may be another.
+    pub asks: Vec<&'static str>,
 }
 
 impl Review {
     /// What the findings add up to.
     pub fn verdict(&self) -> Verdict {
         Verdict::of(&self.findings)
+    }
+
+    /// Whether it would be denied if the policy were enforced.
+    pub fn would_deny(&self) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.dry && finding.level == Level::Warn)
     }
 
     fn skipped(why: Skip) -> Self {
@@ -76,21 +87,32 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
             .filter(|rule| rule.covers(subject.group(), &subject.kind))
     };
     let mut findings = Vec::new();
+    let mut asks = Vec::new();
     let mut patch = Patch::default();
     let mut judged = None;
-    if subject.door != Door::Validate && policy.mode == Mode::Enforce && !is_child {
+    let dry = policy.mode_in(subject.namespace.as_deref(), facts) == Mode::DryRun;
+    // Under `dryRun` nothing was filled before the object came to be judged, so that it is judged as if
+    // it had been: what would be filled is no violation.
+    let fills = match subject.door {
+        Door::Mutate => !dry,
+        Door::Validate => dry,
+        Door::Check | Door::Audit => true,
+    };
+    if fills && !is_child {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
         let memo = Memo::default();
-        for rule in rules() {
+        for rule in rules().filter(|rule| !is_claimed(policy, subject, rule, now)) {
             findings.extend(fill(rule, policy, facts, subject, now, &memo, &mut patcher));
         }
         let (value, operations) = patcher.finish();
         // In `check` silence is filled before the verdict, as it will be in the cluster; what
         // lives in a cluster is judged as it stands.
-        if !operations.0.is_empty() && subject.door == Door::Check {
+        if !operations.0.is_empty() && matches!(subject.door, Door::Check | Door::Validate) {
             judged = Some(subject.with_value(value));
         }
-        patch = operations;
+        if !dry {
+            patch = operations;
+        }
     }
     if subject.door != Door::Mutate {
         let judged = judged.as_ref().unwrap_or(subject);
@@ -99,21 +121,64 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
             .as_it_stood()
             .filter(|old| is_child || parent_of(old, Controllers::builtin()) == Parent::None);
         let (memo, old_memo) = (Memo::default(), Memo::default());
+        let mut fired = BTreeSet::new();
         for rule in rules() {
+            if rule.group == Group::Exemptions {
+                memo.keep_fired(std::mem::take(&mut fired));
+            }
             let mut found = check(rule, policy, facts, judged, now, &memo);
-            if let Some(old) = &old
-                && policy.existing_violations == ExistingViolations::Warn
-                && found.iter().any(|finding| finding.level == Level::Deny)
-            {
-                ratchet(&mut found, &check(rule, policy, facts, old, now, &old_memo));
+            if let Some(level) = strongest(&found) {
+                fired.insert(rule.id);
+                let case = Case {
+                    policy,
+                    facts,
+                    subject: judged,
+                    rule,
+                    level,
+                    now,
+                };
+                let before = OnceCell::new();
+                let before = || {
+                    before.get_or_init(|| {
+                        old.as_ref().map_or_else(Vec::new, |old| {
+                            check(rule, policy, facts, old, now, &old_memo)
+                        })
+                    })
+                };
+                let elsewhere = |value: &Value| {
+                    let other = Subject::from_manifest(Arc::new(value.clone()))?;
+                    let other = Subject {
+                        door: Door::Audit,
+                        ..other
+                    };
+                    let memo = Memo::default();
+                    strongest(&check(rule, policy, facts, &other, now, &memo))
+                };
+                let standing = case.standing(old.as_ref(), || strongest(before()), elsewhere);
+                if let Standing::Void { ask: true, .. } = standing {
+                    asks.push(rule.id);
+                }
+                settle(&case, standing, old.as_ref(), before, &mut found);
             }
             if is_child {
                 // Refusing what a controller writes would only make it try again for ever.
                 for finding in &mut found {
                     finding.level = finding.level.min(Level::Warn);
+                    if let Some(exempted) = &mut finding.exempted {
+                        exempted.level = exempted.level.min(Level::Warn);
+                    }
                 }
             }
             findings.extend(found);
+        }
+    }
+    if dry {
+        for finding in &mut findings {
+            finding.dry = finding.filled || finding.level == Level::Deny;
+            finding.level = finding.level.min(Level::Warn);
+            if let Some(exempted) = &mut finding.exempted {
+                exempted.level = exempted.level.min(Level::Warn);
+            }
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
@@ -121,6 +186,63 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         findings,
         patch,
         skipped: None,
+        asks,
+    }
+}
+
+/// The strongest level of some findings.
+fn strongest(findings: &[Finding]) -> Option<Level> {
+    findings.iter().map(|finding| finding.level).max()
+}
+
+/// Lets in what is exempt, and forgives what the old object had; says of the rest how things stand.
+fn settle<'f>(
+    case: &Case<'_>,
+    standing: Standing,
+    old: Option<&Subject>,
+    before: impl Fn() -> &'f Vec<Finding>,
+    found: &mut [Finding],
+) {
+    let is_denied = |found: &[Finding]| strongest(found) == Some(Level::Deny);
+    let (mut why, refused) = match standing {
+        Standing::Good(terms, source) => {
+            for finding in found {
+                let level = std::mem::replace(&mut finding.level, Level::Audit);
+                finding.exempted = Some(Exempted {
+                    terms: terms.clone(),
+                    source,
+                    level,
+                });
+            }
+            return;
+        }
+        Standing::Void { why, refused, .. } => (Some(why), refused),
+        Standing::None => (None, false),
+    };
+    if let Some(old) = old
+        && case.policy.existing_violations == ExistingViolations::Warn
+        && is_denied(found)
+    {
+        // A change that brings an exemption which is not granted is not let in for the sake of what
+        // was there: the exemption would be there from then on, and nobody would ask again.
+        if refused {
+            why = why.map(|why| {
+                format!("{why}; without it the change is let in where the fault was there before")
+            });
+        } else if !case.was_carried(old) {
+            ratchet(found, before());
+        } else if why.is_none() {
+            why = Some(format!(
+                "it was exempt before this change ({}), and is judged like anything new without",
+                exempt::path(case.rule.id)
+            ));
+        }
+    }
+    let hint = why
+        .map(Hint::Void)
+        .or_else(|| (is_denied(found) && case.facts.rights().askable).then(|| case.advertised()));
+    for finding in found {
+        finding.hint.clone_from(&hint);
     }
 }
 
@@ -160,14 +282,6 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
                 .collect()
         })
     }
-    fn exemptions(value: &Value) -> Vec<(&String, &Value)> {
-        at(value, &["metadata", "annotations"])
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-            .filter(|(key, _)| key.starts_with(EXEMPT_PREFIX))
-            .collect()
-    }
     if content(&subject.value) != content(old) {
         return true;
     }
@@ -183,7 +297,7 @@ fn changed(subject: &Subject, old: &Arc<Value>) -> bool {
     {
         return true;
     }
-    exemptions(&subject.value) != exemptions(old)
+    !exempt::annotations(&subject.value).eq(exempt::annotations(old))
 }
 
 /// Makes a rule's fills, all of them or none.
@@ -274,7 +388,7 @@ fn check<'a>(
         } else {
             finding.level.min(level)
         };
-        if finding.confidence == Confidence::Unknown || policy.mode == Mode::DryRun {
+        if finding.confidence == Confidence::Unknown {
             finding.level = finding.level.min(Level::Warn);
         }
     }

@@ -15,8 +15,10 @@ use crate::{
     policy::Policy,
     signal::{self, Source},
     subject::{Subject, workload::Serving},
+    text::nearest,
 };
 
+pub mod exemptions;
 pub mod kinds;
 pub mod node_pools;
 pub mod page;
@@ -56,11 +58,30 @@ pub static RULES: &[&Rule] = &[
     &workloads::gpu_toleration::GPU_TOLERATION,
     &workloads::disruption_annotation::DISRUPTION_ANNOTATION,
     &workloads::gpu_requests_equal_limits::GPU_REQUESTS_EQUAL_LIMITS,
+    // Last: they look at what the others have found.
+    &exemptions::exemption_malformed::EXEMPTION_MALFORMED,
+    &exemptions::exemption_expired::EXEMPTION_EXPIRED,
+    &exemptions::exemption_unused::EXEMPTION_UNUSED,
 ];
 
 /// The rule of that id.
 pub fn rule(id: &str) -> Option<&'static Rule> {
     RULES.iter().copied().find(|rule| rule.id == id)
+}
+
+/// The rule of that id.
+///
+/// # Errors
+/// Says that there is none, and which one may have been meant.
+pub fn find(id: &str) -> Result<&'static Rule, String> {
+    let known = || RULES.iter().map(|rule| rule.id);
+    rule(id).ok_or_else(|| match nearest(id, known()) {
+        Some(meant) => format!("there is no rule \"{id}\"; did you mean {meant}?"),
+        None => format!(
+            "there is no rule \"{id}\"; the rules are {}",
+            known().collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// Which part of the product a rule belongs to; also its folder below `rules/`.
@@ -169,6 +190,8 @@ pub struct ParamsType {
     pub parse: fn(&Value) -> Result<Params, ParamsError>,
     /// What holds where the policy says nothing.
     pub default: fn() -> Params,
+    /// Writes them out whole, defaults included.
+    pub write: fn(&Params) -> Value,
     /// Their JSON Schema.
     pub schema: fn() -> Value,
 }
@@ -191,20 +214,62 @@ impl ParamsType {
     /// The functions for one parameter type.
     pub const fn of<P>() -> Self
     where
-        P: DeserializeOwned + Default + JsonSchema + Send + Sync + 'static,
+        P: DeserializeOwned + serde::Serialize + Default + JsonSchema + Send + Sync + 'static,
     {
         Self {
-            parse: |value| match crate::policy::from_value::<P>(value) {
-                Ok(params) => Ok(Arc::new(params)),
-                Err(error) => Err(ParamsError {
-                    path: error.path,
-                    message: error.message,
-                }),
+            parse: |value| {
+                let params =
+                    crate::policy::from_value::<P>(value).map_err(|error| ParamsError {
+                        path: error.path,
+                        message: error.message,
+                    })?;
+                within(
+                    &schemars::schema_for!(P).to_value(),
+                    value,
+                    &FieldPath::new(),
+                )?;
+                Ok(Arc::new(params))
             },
             default: || Arc::new(P::default()),
+            write: |params| {
+                params
+                    .downcast_ref::<P>()
+                    .and_then(|params| serde_json::to_value(params).ok())
+                    .unwrap_or_default()
+            },
             schema: || schemars::schema_for!(P).to_value(),
         }
     }
+}
+
+/// Whether numbers lie within the bounds that the schema gives them.
+fn within(schema: &Value, value: &Value, path: &FieldPath) -> Result<(), ParamsError> {
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    if let Some(number) = value.as_f64() {
+        let wrong = match (bound("minimum"), bound("maximum")) {
+            (Some(least), _) if number < least => Some(format!("the least is {least}")),
+            (_, Some(most)) if number > most => Some(format!("the most is {most}")),
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(ParamsError {
+                path: path.clone(),
+                message: format!("is {value}; {wrong}"),
+            });
+        }
+    }
+    let members = schema.get("properties").and_then(Value::as_object);
+    for (name, member) in members.into_iter().flatten() {
+        if let Some(value) = value.get(name) {
+            within(member, value, &path.clone().key(name))?;
+        }
+    }
+    if let (Some(each), Some(items)) = (schema.get("items"), value.as_array()) {
+        for (index, item) in items.iter().enumerate() {
+            within(each, item, &path.clone().index(index))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a rule sees. `P` are its parameters.
@@ -229,6 +294,20 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 pub struct Memo<'a> {
     serving: OnceCell<Option<Serving<'a>>>,
     sources: OnceCell<Vec<Source>>,
+    fired: OnceCell<BTreeSet<&'static str>>,
+}
+
+impl Memo<'_> {
+    /// Keeps the ids of the rules that have found something, for the rules about exemptions.
+    pub fn keep_fired(&self, rules: BTreeSet<&'static str>) {
+        // Set once, before the first rule that asks.
+        let _ = self.fired.set(rules);
+    }
+
+    /// Whether a rule has found something; none where not all of them were asked.
+    pub fn fired(&self, rule: &str) -> Option<bool> {
+        Some(self.fired.get()?.contains(rule))
+    }
 }
 
 impl<'a, P: ?Sized> Context<'a, P> {

@@ -38,6 +38,14 @@ pub fn cut(text: &str, limit: usize) -> String {
         .collect()
 }
 
+/// FNV-1a in hexadecimal digits: it tells texts apart and protects nothing.
+pub fn hash(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
 /// Breaks a sentence into lines at its spaces.
 pub fn wrap(text: &str) -> String {
     let mut lines = String::new();
@@ -55,6 +63,23 @@ pub fn wrap(text: &str) -> String {
         length += width;
     }
     lines
+}
+
+/// The known word that somebody may have meant by one that is not known.
+pub fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
+    // No word of ours is as long, and comparing costs the product of the lengths.
+    const LONGEST: usize = 64;
+    if word.len() > LONGEST {
+        return None;
+    }
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+    let wanted = plain(word);
+    known
+        .into_iter()
+        .map(|known| (strsim::osa_distance(&wanted, &plain(known)), known))
+        .filter(|(distance, known)| *distance <= 1.max(known.len() / 4))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
 }
 
 #[cfg(test)]

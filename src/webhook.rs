@@ -18,9 +18,12 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use self::envelope::{Envelope, Refusal};
 use crate::{
+    cluster::access::Access,
+    exempt::Rights,
     facts::Facts,
     metrics::{Metrics, Seen},
     policy::Policy,
@@ -47,14 +50,20 @@ pub type Reviewer = fn(&Policy, &Facts, &Subject, Timestamp) -> Review;
 /// What the endpoints share.
 #[derive(Debug)]
 pub struct Desk {
-    /// The policy in force.
+    /// The policy in force; [`Desk::adopt`] puts another in its place.
     pub policy: ArcSwap<Policy>,
+    /// Tells whoever made something from the policy that there is another.
+    pub adopted: watch::Sender<()>,
     /// What else is known.
     pub facts: ArcSwap<Facts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The question that is asked.
     pub reviewer: Reviewer,
+    /// Who tells whether a requester may exempt; without it nobody may.
+    pub access: Option<Access>,
+    /// The time, by which exemptions end. Tests put another in its place; there is no flag for it.
+    pub clock: fn() -> Timestamp,
 }
 
 impl Desk {
@@ -63,10 +72,28 @@ impl Desk {
         metrics.policy(&policy);
         Self {
             policy: ArcSwap::from_pointee(policy),
+            adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
             metrics,
             reviewer: review,
+            access: None,
+            clock: Timestamp::now,
         }
+    }
+
+    /// A desk that can ask whether a requester may exempt.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = Some(access);
+        self.facts.rcu(|facts| facts.with_rights(Rights::askable()));
+        self
+    }
+
+    /// Puts another policy in force. A request is judged by one policy from beginning to end.
+    pub fn adopt(&self, policy: Policy) {
+        self.metrics.policy(&policy);
+        self.policy.store(Arc::new(policy));
+        self.adopted.send_replace(());
     }
 }
 
@@ -97,7 +124,11 @@ async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request
         Err(refusal) => return refused(desk, endpoint, &refusal),
     };
     let started = Instant::now();
-    match envelope::open(&body, door).and_then(|envelope| ask(desk, endpoint, &envelope)) {
+    let answer = match envelope::open(&body, door) {
+        Ok(envelope) => ask(desk, endpoint, &envelope).await,
+        Err(refusal) => Err(refusal),
+    };
+    match answer {
         Ok(answer) => {
             desk.metrics.took(endpoint, started.elapsed());
             respond(StatusCode::OK, &answer)
@@ -106,30 +137,26 @@ async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request
     }
 }
 
-/// Answers an admission request. A panic in a rule is an error of that request alone.
-fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result<Value, Refusal> {
-    let Envelope { uid, subject } = envelope;
-    let (policy, facts) = (desk.policy.load(), desk.facts.load());
-    let reviewed = catch_unwind(AssertUnwindSafe(|| {
-        let review = (desk.reviewer)(&policy, &facts, subject, Timestamp::now());
-        let answer = answer::answer(&policy, uid, subject, &review);
-        (review, answer)
-    }));
-    let Ok((review, answer)) = reviewed else {
-        desk.metrics.panicked();
-        tracing::error!(
-            uid,
-            kind = subject.kind,
-            namespace = subject.namespace,
-            name = subject.name,
-            "a rule panicked; please report it with the object"
-        );
-        return Err(Refusal {
-            code: StatusCode::INTERNAL_SERVER_ERROR,
-            uid: uid.clone(),
-            message: "gangplank failed on this object; its log says more".to_owned(),
-        });
-    };
+/// Answers an admission request.
+async fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result<Value, Refusal> {
+    let Envelope {
+        uid,
+        subject,
+        requester,
+    } = envelope;
+    // One policy and one time for both looks.
+    let (policy, facts) = (desk.policy.load_full(), desk.facts.load_full());
+    let now = (desk.clock)();
+    let (mut review, mut answer) = judge(desk, &policy, &facts, envelope, now)?;
+    if let Some(access) = &desk.access
+        && !review.asks.is_empty()
+    {
+        let rights = access
+            .rights(&policy, requester, subject, &review.asks)
+            .await;
+        let facts = facts.with_rights(rights);
+        (review, answer) = judge(desk, &policy, &facts, envelope, now)?;
+    }
     desk.metrics.reviewed(&Seen {
         endpoint,
         subject,
@@ -150,6 +177,36 @@ fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result<Value
         );
     }
     Ok(answer)
+}
+
+/// Reviews an object. A panic in a rule is an error of that request alone.
+fn judge(
+    desk: &Desk,
+    policy: &Policy,
+    facts: &Facts,
+    Envelope { uid, subject, .. }: &Envelope,
+    now: Timestamp,
+) -> Result<(Review, Value), Refusal> {
+    let reviewed = catch_unwind(AssertUnwindSafe(|| {
+        let review = (desk.reviewer)(policy, facts, subject, now);
+        let answer = answer::answer(policy, uid, subject, &review);
+        (review, answer)
+    }));
+    reviewed.map_err(|_| {
+        desk.metrics.panicked();
+        tracing::error!(
+            uid,
+            kind = subject.kind,
+            namespace = subject.namespace,
+            name = subject.name,
+            "a rule panicked; please report it with the object"
+        );
+        Refusal {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            uid: uid.clone(),
+            message: "gangplank failed on this object; its log says more".to_owned(),
+        }
+    })
 }
 
 /// Reads a JSON body within the limits.

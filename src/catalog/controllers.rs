@@ -14,7 +14,8 @@ use crate::subject::{Subject, at, group_of};
 pub struct Controller {
     /// The kind of the objects it works from.
     pub parent: ParentKind,
-    /// Our rules speak of that kind.
+    /// Our rules say of the parent what they would say of the child, and the controller writes the
+    /// child over from it: so it is left alone.
     pub judged: bool,
     /// The kinds that it makes.
     pub children: Vec<String>,
@@ -27,6 +28,9 @@ pub struct Controller {
     /// A child is called what its owner is called.
     #[serde(default)]
     pub same_name: bool,
+    /// A child is called what its owner is called, with this behind it.
+    #[serde(default)]
+    pub suffix: Option<String>,
     /// Where this was read: project, file or document.
     pub source: String,
     /// When, as YYYY-MM.
@@ -89,7 +93,11 @@ pub fn parent_of<'a>(subject: &Subject, catalog: &'a Controllers) -> Parent<'a> 
         return Parent::None;
     }
     let row = catalog.controllers.iter().find(|row| {
-        if !row.children.contains(&subject.kind) || (row.same_name && subject.name != name) {
+        if !row.children.contains(&subject.kind)
+            || (row.same_name && subject.name != name)
+            || (row.suffix.as_deref())
+                .is_some_and(|suffix| subject.name.strip_suffix(suffix) != Some(name))
+        {
             return false;
         }
         let label = row
@@ -157,13 +165,43 @@ mod tests {
 
     #[test]
     fn a_parent_is_judged_just_where_a_rule_speaks_of_its_kind() {
+        // What is said of these parents is not said of their Jobs. Under its own strategies AIBrix
+        // writes no HorizontalPodAutoscaler, and would not write over one that names a PodAutoscaler.
+        let judged_for_other_things = [
+            ("RayCluster", "Job"),
+            ("RayJob", "Job"),
+            ("ScaledJob", "Job"),
+        ];
+        let left_to_others = [("PodAutoscaler", "HorizontalPodAutoscaler")];
         for row in &Controllers::builtin().controllers {
             let ParentKind { group, kind } = &row.parent;
-            let children_only = row.children == ["Job"];
+            let excepted = judged_for_other_things
+                .iter()
+                .chain(&left_to_others)
+                .any(|(parent, child)| kind == parent && row.children == [*child]);
             let covered = crate::rules::RULES
                 .iter()
                 .any(|rule| rule.covers(group, kind));
-            assert_eq!(row.judged, covered && !children_only, "{kind}");
+            assert_eq!(row.judged, covered && !excepted, "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_autoscaler_that_names_another_one_as_its_owner_is_still_looked_at() {
+        let of = |name: &str| {
+            let value = json!({
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": name, "ownerReferences":
+                    [owner("autoscaling.aibrix.ai/v1alpha1", "PodAutoscaler", "chat")]}
+            });
+            parent_of(
+                &Subject::from_manifest(Arc::new(value)).unwrap(),
+                Controllers::builtin(),
+            )
+        };
+        assert_eq!(of("chat-hpa"), Parent::Unjudged("PodAutoscaler"));
+        for forged in ["chat", "other-hpa", "x-chat-hpa", "-hpa"] {
+            assert_eq!(of(forged), Parent::None, "{forged}");
         }
     }
 

@@ -1,8 +1,9 @@
 //! `gangplank check`
 
 use std::{
+    collections::BTreeMap,
     fs,
-    io::{self, IsTerminal, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,9 +12,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    cli::FAILED,
+    cli::{Colour, FAILED},
     facts::Facts,
     finding::FieldPath,
+    policy::Policy,
     report::{self, Entry, ObjectName, Origin, Outcome, PassedBy, Problem, Report},
     review::review,
     source::{self, Document, Marks},
@@ -32,6 +34,9 @@ pub struct Args {
     /// The form of the report
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// Leave out what this earlier JSON report holds (`gangplank check -o json > FILE` makes one)
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
     /// When to use colours
     #[arg(long, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
     color: Colour,
@@ -43,48 +48,42 @@ enum Output {
     Text,
     /// For programs
     Json,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Colour {
-    /// On a terminal, unless NO_COLOR is set
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
+    /// For code scanning services: SARIF 2.1.0
+    Sarif,
+    /// For CI servers: JUnit XML
+    Junit,
+    /// For GitHub Actions: annotations of the lines
+    Github,
 }
 
 /// Judges manifests and prints what was found.
 pub fn run(args: &Args) -> u8 {
-    let policy = match super::policy(args.policy.as_deref()) {
+    let policy = match super::load_policy(args.policy.as_deref()) {
         Ok(policy) => policy,
         Err(error) => {
             report::complain(&error);
             return FAILED;
         }
     };
-    for member in policy.without_effect() {
-        report::complain(&format!(
-            "the policy's {member} has no effect in this version"
-        ));
+    let now = Timestamp::now();
+    for line in policy.exemptions().ending(now) {
+        report::complain(&line);
     }
+    let baseline = match args.baseline.as_deref().map(baseline).transpose() {
+        Ok(baseline) => baseline.unwrap_or_default(),
+        Err(error) => {
+            report::complain(&error);
+            return FAILED;
+        }
+    };
     let mut reader = Reader::default();
     for path in &args.paths {
         reader.path(path);
     }
-    let mut facts = Facts::from_documents(
-        reader
-            .found
-            .iter()
-            .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
-    );
-    if let Some(engines) = policy.catalog().site_engines() {
-        facts = facts.with_engines(engines);
-    }
-    let now = Timestamp::now();
+    let facts = reader.facts(&policy);
     let mut report = Report {
         passed_by: reader.passed_by,
+        baseline,
         ..Report::default()
     };
     for Found { origin, subject } in reader.found {
@@ -103,44 +102,77 @@ pub fn run(args: &Args) -> u8 {
     }
     let text = match args.output {
         Output::Json => report::json::render(&report),
+        Output::Sarif => report::sarif::render(&report),
+        Output::Junit => report::junit::render(&report),
+        Output::Github => report::github::render(&report),
         Output::Text => report::human::render(&report, args.color.wanted()),
     };
-    match report::print(&text) {
-        Ok(()) => report.exit_code(),
-        Err(error) => {
-            report::complain(&format!("cannot write the report: {error}"));
-            FAILED
-        }
-    }
+    super::print(&text, report.exit_code())
 }
 
-impl Colour {
-    fn wanted(self) -> bool {
-        match self {
-            Self::Always => true,
-            Self::Never => false,
-            Self::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
+/// The findings of an earlier JSON report, by fingerprint and how often.
+fn baseline(path: &Path) -> Result<BTreeMap<String, usize>, String> {
+    let shown = path.display();
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let report: Value = serde_json::from_str(&text)
+        .map_err(|error| format!("{shown} is no JSON report: {error}"))?;
+    let wrong = |what: &str| format!("{shown} is no report of gangplank check -o json: {what}");
+    if report.get("apiVersion").and_then(Value::as_str) != Some("gangplank.dev/v1") {
+        return Err(wrong("its apiVersion is not gangplank.dev/v1"));
     }
+    let results = report
+        .get("results")
+        .and_then(Value::as_array)
+        .ok_or_else(|| wrong("it has no results"))?;
+    let mut known = BTreeMap::new();
+    for finding in results
+        .iter()
+        .filter_map(|result| result.get("findings")?.as_array())
+        .flatten()
+    {
+        let fingerprint = finding
+            .get("fingerprint")
+            .and_then(Value::as_str)
+            .ok_or_else(|| wrong("a finding has no fingerprint"))?;
+        *known.entry(fingerprint.to_owned()).or_insert(0) += 1;
+    }
+    Ok(known)
 }
 
 /// An object, or a place that holds none.
-struct Found {
-    origin: Origin,
-    subject: Result<Subject, Problem>,
+pub(super) struct Found {
+    /// Where it stands.
+    pub(super) origin: Origin,
+    /// The object, or why there is none.
+    pub(super) subject: Result<Subject, Problem>,
 }
 
 /// Collects the objects of files and folders.
 #[derive(Default)]
-struct Reader {
-    found: Vec<Found>,
+pub(super) struct Reader {
+    /// What was found, in the order of files and documents.
+    pub(super) found: Vec<Found>,
     /// Documents of the file in hand that are no objects.
     others: Vec<Origin>,
     passed_by: PassedBy,
 }
 
 impl Reader {
-    fn path(&mut self, path: &Path) {
+    /// Everything known of the other documents of the run.
+    pub(super) fn facts(&self, policy: &Policy) -> Facts {
+        let facts = Facts::from_documents(
+            self.found
+                .iter()
+                .filter_map(|found| found.subject.as_ref().ok().map(|subject| &subject.value)),
+        );
+        match policy.catalog().site_engines() {
+            Some(engines) => facts.with_engines(engines),
+            None => facts,
+        }
+    }
+
+    /// Reads a file, a folder, or standard input.
+    pub(super) fn path(&mut self, path: &Path) {
         if path == Path::new("-") {
             let mut bytes = Vec::new();
             match io::stdin().lock().read_to_end(&mut bytes) {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -15,6 +15,7 @@ use axum_server::{
     accept::NoDelayAcceptor,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
+use jiff::Timestamp;
 use kube::core::Duration as GoDuration;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -23,9 +24,10 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, Health},
-    cli::{FAILED, OK},
-    cluster::{self, ClusterArgs},
+    cli::{FAILED, OK, PolicyText},
+    cluster::{self, ClusterArgs, access::Access},
     metrics::Metrics,
+    policy::Policy,
     telemetry::{self, LogFormat},
     tls::{self, Resolver, authority::Authority, files},
     webhook::{
@@ -33,6 +35,10 @@ use crate::{
         registration::{DEFAULT_NAME, FailurePolicy, Reach, Registration},
     },
 };
+
+mod reload;
+
+use reload::PolicyFile;
 
 /// The first pause after a failed registration; it doubles up to the period.
 const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
@@ -247,12 +253,15 @@ async fn unregister(args: &Args) -> anyhow::Result<()> {
 async fn serve(args: &Args) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
-    let policy = super::policy(args.policy.as_deref()).map_err(|error| anyhow!(error))?;
-    for member in policy.without_effect() {
-        tracing::warn!("the policy's {member} has no effect in this version");
+    let (policy, file) = policy(args.policy.as_deref())?;
+    for line in policy.exemptions().ending(Timestamp::now()) {
+        tracing::warn!("{line}");
     }
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::default());
+    if file.is_some() {
+        health.policy(Ok(policy.hash().to_owned()));
+    }
     let listener = bind(args.listen, "--listen")?;
     let admin_listener = bind(args.admin_listen, "--admin-listen")?;
     let (webhook, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -284,7 +293,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         failure_policy: args.failure_policy,
     };
 
-    let desk = Arc::new(Desk::new(policy, Arc::clone(&metrics)));
+    let mut desk = Desk::new(policy, Arc::clone(&metrics));
+    if let Some(client) = &client {
+        desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
+    }
+    let desk = Arc::new(desk);
     let (stop, stopped) = watch::channel(false);
     let handle = Handle::new();
     let acceptor =
@@ -317,10 +330,19 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let mut renewal =
         tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));
-    let caches = match client.as_ref().filter(|_| watches) {
+    let mut reload = match file {
+        Some(file) => {
+            tokio::spawn(file.follow(Arc::clone(&desk), Arc::clone(&health), stopped.clone()))
+        }
+        None => tokio::spawn(until_stopped(stopped.clone())),
+    };
+    let mut caches = match client.as_ref().filter(|_| watches) {
         Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
         None => Vec::new(),
     };
+    let lists = client.clone().filter(|_| watches);
+    let counting = cluster::exemptions::follow(lists, Arc::clone(&desk), stopped.clone());
+    caches.push(tokio::spawn(counting));
     let early = tokio::select! {
         signal = signals.next() => Some(signal),
         () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
@@ -355,6 +377,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             ended = &mut admission => bail!("the admission port failed: {ended:?}"),
             ended = &mut admin_task => bail!("the admin port failed: {ended:?}"),
             ended = &mut renewal => bail!("the certificate's renewal failed: {ended:?}"),
+            ended = &mut reload => bail!("the policy's reload failed: {ended:?}"),
             ended = &mut upkeep => bail!("the registration failed: {ended:?}"),
         }
     };
@@ -379,6 +402,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     admission.await?.context("the admission port failed")?;
     upkeep.await.context("the registration failed")?;
     renewal.await.context("the certificate's renewal failed")?;
+    reload.await.context("the policy's reload failed")?;
     for cache in caches {
         cache.await.context("a watch failed")?;
     }
@@ -408,6 +432,22 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// The policy to begin with, and its file where there is one.
+fn policy(path: Option<&Path>) -> anyhow::Result<(Policy, Option<PolicyFile>)> {
+    let Some(path) = path else {
+        return Ok((Policy::default(), None));
+    };
+    let text = super::read_policy(path).map_err(|error| anyhow!(error))?;
+    let name = path.display().to_string();
+    let policy = PolicyText {
+        name: &name,
+        text: &text,
+    }
+    .read()
+    .map_err(|error| anyhow!(error))?;
+    Ok((policy, Some(PolicyFile::new(path, text))))
 }
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
@@ -580,7 +620,9 @@ async fn register(
 ) {
     let mut backoff = REGISTRATION_BACKOFF;
     let mut announced = false;
+    let mut adopted = desk.adopted.subscribe();
     loop {
+        adopted.mark_unchanged();
         let registration = Registration {
             ca_bundle: bundle.load().to_vec(),
             ..registration.clone()
@@ -616,8 +658,10 @@ async fn register(
             }
         };
         health.registration(result);
-        if wait(&mut stopped, pause).await {
-            return;
+        // What another policy makes stale is written at once.
+        tokio::select! {
+            ended = wait(&mut stopped, pause) => if ended { return; },
+            _ = adopted.changed() => {}
         }
     }
 }

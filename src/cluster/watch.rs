@@ -25,6 +25,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::chain;
 use crate::{
+    catalog::engines::Engines,
     facts::{Fact, Listed, Watched},
     metrics::Metrics,
     provenance::LAST_APPLIED,
@@ -265,7 +266,13 @@ impl Follower {
         let mut pause = FIRST_PAUSE;
         loop {
             let started = Instant::now();
-            let error = self.follow().await;
+            let mut adopted = self.desk.adopted.subscribe();
+            let read_by = self.desk.policy.load().catalog().site_engines();
+            let error = tokio::select! {
+                error = self.follow() => error,
+                // Digests tell what engines say: another policy's engines read the objects anew.
+                () = self.others_than(read_by, &mut adopted) => continue,
+            };
             // It worked for a while: the next failure is a new one.
             if started.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
@@ -283,6 +290,19 @@ impl Follower {
                 wait
             };
             tokio::time::sleep(jittered(wait)).await;
+        }
+    }
+
+    /// Waits until a policy with other engines is in force.
+    async fn others_than(&self, engines: Option<Arc<Engines>>, adopted: &mut watch::Receiver<()>) {
+        loop {
+            if adopted.changed().await.is_err() {
+                // Nobody is left who could adopt one.
+                std::future::pending::<()>().await;
+            }
+            if self.desk.policy.load().catalog().site_engines() != engines {
+                return;
+            }
         }
     }
 

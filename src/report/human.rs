@@ -8,6 +8,7 @@ use annotate_snippets::{
 
 use super::{Entry, Origin, Outcome, Problem, Report};
 use crate::{
+    exempt::{Exempted, Source, Terms},
     finding::{Finding, Level},
     rules,
     text::{harmless, shown, wrap},
@@ -33,7 +34,7 @@ pub fn render(report: &Report, colours: bool) -> String {
                 let mut findings = review
                     .findings
                     .iter()
-                    .filter(|finding| finding.level != Level::Audit)
+                    .filter(|finding| finding.level != Level::Audit || finding.exempted.is_some())
                     .peekable();
                 while let Some(finding) = findings.next() {
                     // What mends several faults is shown once, below the last of them.
@@ -53,8 +54,11 @@ pub fn render(report: &Report, colours: bool) -> String {
 fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'a>> {
     let level = match finding.level {
         Level::Deny => Shown::ERROR.with_name("denied"),
-        Level::Warn => Shown::WARNING,
+        Level::Info if finding.dry => Shown::INFO.with_name("would be filled"),
         Level::Info => Shown::INFO.with_name("filled"),
+        Level::Warn if finding.dry => Shown::WARNING.with_name("would be denied"),
+        Level::Warn => Shown::WARNING,
+        Level::Audit if finding.exempted.is_some() => Shown::NOTE.with_name("exempt"),
         Level::Audit => Shown::NOTE,
     };
     let object = entry
@@ -63,7 +67,7 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'
         .map(ToString::to_string)
         .unwrap_or_default();
     let title = level.primary_title(harmless(&object)).id(finding.rule);
-    let place: Element<'_> = match entry
+    let place_of: Element<'_> = match entry
         .origin
         .as_ref()
         .filter(|origin| !origin.text.is_empty())
@@ -79,12 +83,26 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'
         }
         None => Place::path(finding.path.to_string()).into(),
     };
+    if let Some(Exempted { terms, source, .. }) = &finding.exempted {
+        let Terms {
+            until,
+            owner,
+            reason,
+        } = terms;
+        let place = match source {
+            Source::Annotation => "",
+            Source::Policy => " (in the policy)",
+        };
+        let text = harmless(&wrap(&format!("{until}, {owner}{place}: {reason}")));
+        let note = Shown::NOTE.with_name("until").message(text);
+        return vec![title.element(place_of).element(note)];
+    }
     let why = match finding.level {
         Level::Info => "because",
         _ if finding.ratcheted => "why (it was so before)",
         _ => "why",
     };
-    let mut group = title.element(place).element(
+    let mut group = title.element(place_of).element(
         Shown::NOTE
             .with_name(why)
             .message(harmless(&wrap(&finding.message))),
@@ -159,7 +177,8 @@ fn broken<'a>(origin: &'a Origin, problem: &Problem) -> Element<'a> {
         .into()
 }
 
-fn summary(report: &Report) -> String {
+/// The counts, in a line or two.
+pub(super) fn summary(report: &Report) -> String {
     let counts = &report.summary;
     let plural = |count: usize, one: &str, many: &str| {
         format!("{count} {}", if count == 1 { one } else { many })
@@ -174,8 +193,18 @@ fn summary(report: &Report) -> String {
     if counts.filled > 0 {
         let _ = write!(text, "; {} filled", counts.filled);
     }
+    if counts.exempted > 0 {
+        let _ = write!(text, "; {} exempted", counts.exempted);
+    }
     if counts.errors > 0 {
         let _ = write!(text, "; {}", plural(counts.errors, "error", "errors"));
+    }
+    if counts.known > 0 {
+        let _ = write!(
+            text,
+            "; {} of the baseline left out",
+            plural(counts.known, "finding", "findings")
+        );
     }
     text.push('\n');
     if report.passed_by.other_yaml > 0 {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Entry, Outcome, Report};
+use super::{Entry, Outcome, Report, fingerprint};
 use crate::finding::Finding;
 
 /// The whole report, one line-broken document.
@@ -31,7 +31,11 @@ fn result(entry: &Entry) -> Value {
     let (verdict, findings, patch, error) = match &entry.outcome {
         Outcome::Reviewed(review) => (
             review.verdict().as_str(),
-            review.findings.iter().map(finding).collect(),
+            review
+                .findings
+                .iter()
+                .map(|one| finding(entry, one))
+                .collect(),
             json!(review.patch),
             Value::Null,
         ),
@@ -55,7 +59,7 @@ fn result(entry: &Entry) -> Value {
     })
 }
 
-fn finding(finding: &Finding) -> Value {
+fn finding(entry: &Entry, finding: &Finding) -> Value {
     json!({
         "rule": finding.rule,
         "level": finding.level,
@@ -64,8 +68,14 @@ fn finding(finding: &Finding) -> Value {
         "message": finding.message,
         "instead": finding.instead,
         "confidence": finding.confidence,
-        "filled": finding.filled,
+        "filled": finding.filled && !finding.dry,
         "ratcheted": finding.ratcheted,
-        "exempted": Value::Null,
+        "fingerprint": fingerprint(entry, finding),
+        "exempted": finding.exempted.as_ref().map(|exempted| json!({
+            "until": exempted.terms.until.to_string(),
+            "owner": exempted.terms.owner,
+            "reason": exempted.terms.reason,
+            "source": exempted.source,
+        })),
     })
 }

@@ -231,3 +231,52 @@ pub static LONG_RUNNING: &[&Kind] = &[
     &ROLLOUT,
     &LEADER_WORKER_SET,
 ];
+
+/// Every kind that some rule speaks of: what an exemption may stand on.
+pub static ALL: &[&Kind] = &[
+    &NODE_POOL,
+    &HORIZONTAL_POD_AUTOSCALER,
+    &SCALED_OBJECT,
+    &SCALED_JOB,
+    &POD_AUTOSCALER,
+    &AUTOSCALING_POLICY,
+    &DEPLOYMENT,
+    &STATEFUL_SET,
+    &REPLICA_SET,
+    &JOB,
+    &ROLLOUT,
+    &LEADER_WORKER_SET,
+    &RAY_CLUSTER,
+    &RAY_SERVICE,
+    &RAY_JOB,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{Group, RULES};
+
+    #[test]
+    fn exemptions_may_stand_on_whatever_a_rule_speaks_of() {
+        let others = RULES.iter().filter(|rule| rule.group != Group::Exemptions);
+        for kind in others.flat_map(|rule| rule.kinds) {
+            assert!(ALL.contains(kind), "{kind:?}");
+        }
+        for kind in ALL {
+            let others = RULES.iter().filter(|rule| rule.group != Group::Exemptions);
+            assert!(
+                others
+                    .flat_map(|rule| rule.kinds)
+                    .any(|other| other == kind),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_rules_about_exemptions_come_last() {
+        let about = |rule: &&&crate::rules::Rule| rule.group == Group::Exemptions;
+        let first = RULES.iter().position(|rule| about(&rule)).unwrap();
+        assert!(RULES[first..].iter().all(|rule| about(&rule)));
+    }
+}

@@ -63,6 +63,17 @@ pub fn table(name: impl Fn(&Rule) -> String) -> String {
     text
 }
 
+/// The text below a heading of a rule's documentation, in one line.
+pub fn section(documentation: &str, heading: &str) -> String {
+    let lines = documentation
+        .lines()
+        .skip_while(|line| line.strip_prefix("# ") != Some(heading))
+        .skip(1)
+        .take_while(|line| !line.starts_with("# ") && !line.starts_with("```"));
+    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+    words.join(" ")
+}
+
 /// The rule's own headings, one level further down.
 fn headings_below(documentation: &str) -> String {
     let mut fenced = false;

@@ -1,6 +1,8 @@
 //! Every metric source of an autoscaler, judged once for all signal rules.
 
-use super::{Class, Dialect, Doubt, Name, Signal, advice, classify, classify_query, vocabulary};
+use super::{
+    Class, Dialect, Doubt, Name, Signal, advice, classify, classify_query, vocabulary, words,
+};
 use crate::{
     catalog::metrics::{Meaning, MetricCatalog, Scaler},
     finding::{FieldPath, Finding, Level},
@@ -135,6 +137,16 @@ fn is_exporter(name: &str) -> bool {
     has(&|word| word == "exporter") && has(&vocabulary::is_device)
 }
 
+/// Whether a metric's name or query speaks of a device's load, together with where it is kept.
+fn is_device_load(place: &str, text: &str) -> bool {
+    const LONGEST: usize = 1024;
+    if place.len() + text.len() > LONGEST {
+        return false;
+    }
+    let words: Vec<String> = [place, text].into_iter().flat_map(words).collect();
+    vocabulary::meaning(&words).is_some_and(|meaning| meaning.class().is_device_load())
+}
+
 fn of_pod_metric(catalog: &MetricCatalog, metric: PodMetric) -> Source {
     let signal = if metric.is_resource() {
         resource(catalog, &metric.name)
@@ -195,7 +207,18 @@ fn of_trigger(catalog: &MetricCatalog, trigger: &Trigger) -> Vec<Source> {
         match how {
             How::Query(dialect) => {
                 let signals = classify_query(catalog, dialect, &text);
-                out.push(source(key, &text, signals, None));
+                let place = trigger.place().filter(|(_, place)| {
+                    signals.iter().all(|signal| signal.class == Class::Neutral)
+                        && is_device_load(place, &text)
+                });
+                let (signals, note) = match place {
+                    Some((what, place)) => (
+                        vec![Signal::opaque(&text)],
+                        Some(format!("its {what} is {place}")),
+                    ),
+                    None => (signals, None),
+                };
+                out.push(source(key, &text, signals, note));
             }
             How::Key => {
                 let signal = classify(catalog, &text, &[]);
@@ -424,6 +447,49 @@ mod tests {
             Timestamp::UNIX_EPOCH,
         )
         .verdict()
+    }
+
+    #[test]
+    fn where_a_metric_is_kept_may_say_what_it_is() {
+        let class = |kind: &str, metadata: Value| {
+            let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+                "spec": {"triggers": [{"type": kind, "metadata": metadata}]}});
+            sources(MetricCatalog::builtin(), &subject(&value))
+                .iter()
+                .flat_map(|source| source.signals.iter().map(|signal| signal.class))
+                .max_by_key(|class| *class != Class::Neutral)
+                .unwrap_or(Class::Neutral)
+        };
+        let cloudwatch = |namespace: &str, metric: &str| {
+            class(
+                "aws-cloudwatch",
+                json!({"namespace": namespace, "metricName": metric}),
+            )
+        };
+        assert_eq!(cloudwatch("Site/GPU", "Utilization"), Class::Opaque);
+        assert_eq!(cloudwatch("Site/Nodes", "Utilization"), Class::Neutral);
+        assert_eq!(cloudwatch("team-gpu", "PendingJobs"), Class::Neutral);
+        assert_ne!(cloudwatch("team-gpu", "QueueDepth"), Class::Opaque);
+        let elastic = |index: &str, query: &str| {
+            class(
+                "elasticsearch",
+                json!({"index": index, "query": query, "valueLocation": "hits.total.value"}),
+            )
+        };
+        let average = r#"{"aggs": {"a": {"avg": {"field": "utilization"}}}}"#;
+        assert_eq!(elastic("dcgm", average), Class::Opaque);
+        assert_eq!(elastic("pods", average), Class::Neutral);
+        assert_eq!(
+            elastic("gpu-jobs", r#"{"query": {"term": {"state": "waiting"}}}"#),
+            Class::Neutral
+        );
+        assert_eq!(
+            class(
+                "azure-monitor",
+                json!({"metricNamespace": "gpu.insights", "metricName": "memory used"})
+            ),
+            Class::Opaque
+        );
     }
 
     #[test]

@@ -14,8 +14,9 @@ pub const METRICS_ANNOTATION: &str = "autoscaling.alpha.kubernetes.io/metrics";
 /// Where autoscaling/v1 asks for CPU.
 const CPU_PERCENTAGE: [&str; 2] = ["spec", "targetCPUUtilizationPercentage"];
 
-/// The label by which KEDA's HPAs ask KEDA's metrics server for one ScaledObject's metrics.
-const KEDA_SELECTOR: &str = "scaledobject.keda.sh/name";
+/// The label by which KEDA's HPAs ask KEDA's metrics server for one ScaledObject's metrics
+/// (kedacore/keda controllers/keda/hpa.go).
+pub const KEDA_SELECTOR: &str = "scaledobject.keda.sh/name";
 
 /// How a metric source names its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -140,6 +140,20 @@ fn formula_uses(formula: &str, name: &str) -> bool {
     !readable || plain.split_whitespace().any(|word| word == name)
 }
 
+impl Trigger {
+    /// The key and the name of what the metric is kept in: a namespace, a collection, an index.
+    pub fn place(&self) -> Option<(&'static str, &str)> {
+        let key = match self.kind.as_str() {
+            "aws-cloudwatch" | "huawei-cloudeye" => "namespace",
+            "azure-monitor" => "metricNamespace",
+            "mongodb" | "arangodb" | "solr" => "collection",
+            "elasticsearch" | "opensearch" => "index",
+            _ => return None,
+        };
+        Some((key, self.get(key)?))
+    }
+}
+
 /// What a trigger says about its metric. Empty for triggers that count work in a queue.
 pub fn readings(trigger: &Trigger) -> Vec<Reading> {
     let at = |key: &str, how: How| {
@@ -194,7 +208,10 @@ pub fn readings(trigger: &Trigger) -> Vec<Reading> {
             out.extend(query("query", Dialect::Words));
         }
         "graphite" => out.extend(query("query", Dialect::Words)),
-        "influxdb" => out.extend(query("query", Dialect::Influx)),
+        "influxdb" => {
+            out.extend(query("query", Dialect::Influx));
+            out.extend(query("metricKey", Dialect::Name));
+        }
         "splunk-observability" => out.extend(query("query", Dialect::SignalFlow)),
         "sumologic" => {
             let keys = trigger.metadata.iter().map(|(key, _)| key.as_str());
@@ -262,7 +279,26 @@ pub fn readings(trigger: &Trigger) -> Vec<Reading> {
         // Whatever a scaler that KEDA does not know reads, it is told so by metadata.
         _ => foreign(trigger, &mut out),
     }
+    let from_env = |key: &str| key.strip_suffix("FromEnv").is_some_and(says_what);
+    if out.is_empty() && trigger.metadata.iter().any(|(key, _)| from_env(key)) {
+        out.push(elsewhere("what it reads is in the target's environment"));
+    }
     out
+}
+
+/// Whether a metadata key of one of KEDA's own scalers says what is read.
+fn says_what(key: &str) -> bool {
+    matches!(
+        key,
+        "query"
+            | "expression"
+            | "filter"
+            | "metricId"
+            | "metricName"
+            | "metricSelector"
+            | "nrql"
+            | "valueLocation"
+    )
 }
 
 /// Triggers whose metric is the work itself: messages, jobs, workflow runs, pods, the clock.
@@ -407,6 +443,7 @@ mod tests {
             ("graphite", "query", Dialect::Words),
             ("solarwinds", "metricName", Dialect::Name),
             ("huawei-cloudeye", "metricName", Dialect::Name),
+            ("influxdb", "metricKey", Dialect::Name),
             ("azure-data-explorer", "query", Dialect::Text),
             ("gcp-spanner", "query", Dialect::Text),
             ("mysql", "query", Dialect::Text),
@@ -465,6 +502,11 @@ mod tests {
             How::Elsewhere
         );
         assert_ne!(how("elasticsearch", json!({"query": "{}"})), How::Elsewhere);
+        let from_env = json!({"queryFromEnv": "QUERY", "passwordFromEnv": "PASSWORD"});
+        assert_eq!(how("mysql", from_env), How::Elsewhere);
+        let written = json!({"query": "select 1", "queryFromEnv": "QUERY"});
+        assert_ne!(how("mysql", written), How::Elsewhere);
+        assert_eq!(read("mysql", json!({"passwordFromEnv": "PASSWORD"})), []);
     }
 
     #[test]

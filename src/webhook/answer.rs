@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::envelope::{API_VERSION, Refusal};
 use crate::{
+    exempt::{Exempted, Hint, Terms},
     finding::{Finding, Level, Verdict},
     policy::Policy,
     review::Review,
@@ -31,6 +32,9 @@ const CAUSES_LIMIT: usize = 100;
 /// More of what to write instead than a terminal shows is of no use, and a skeleton may repeat an
 /// object of a megabyte.
 const INSTEAD_LIMIT: usize = 8 * 1024;
+
+/// No team's name is longer.
+const OWNER_LIMIT: usize = 64;
 
 /// The answer to a request that was reviewed.
 pub fn answer(policy: &Policy, uid: &str, subject: &Subject, review: &Review) -> Value {
@@ -160,6 +164,20 @@ pub fn message(review: &Review) -> String {
         if let Some(rule) = rules::rule(finding.rule) {
             let _ = write!(text, "\n  see: {}", rule.help());
         }
+        // Once for each rule, below the last of its findings.
+        let is_last = all
+            .peek()
+            .is_none_or(|(position, next)| *position == DENIALS_LIMIT || next.rule != finding.rule);
+        match finding.hint.as_ref().filter(|_| is_last) {
+            Some(Hint::Void(why)) => {
+                let why = wrap(why).replace('\n', "\n    ");
+                let _ = write!(text, "\n  not exempt:\n    {why}");
+            }
+            Some(Hint::Annotation(line)) => {
+                let _ = write!(text, "\n  who may exempt annotates:\n    {line}");
+            }
+            None => {}
+        }
         if all.peek().is_some() {
             text.push_str("\n\n");
         }
@@ -167,20 +185,50 @@ pub fn message(review: &Review) -> String {
     harmless(&text)
 }
 
+/// Until when a rule is not enforced, and why it is though somebody has annotated the object: once for
+/// each rule. What is exempt from a mere warning is not spoken of.
+fn exemptions(findings: &[Finding]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for finding in findings {
+        let (rule, level) = (finding.rule, finding.level);
+        let line = match &finding.exempted {
+            Some(Exempted { terms, level, .. }) if *level == Level::Deny => {
+                let Terms { until, owner, .. } = terms;
+                format!("{rule}: exempt until {until} ({owner}); denied from then on")
+            }
+            _ => match &finding.hint {
+                Some(Hint::Void(why)) if level == Level::Warn => format!("{rule}: {why}"),
+                _ => continue,
+            },
+        };
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
 /// One line for each thing that whoever writes the object should know.
 fn warnings(findings: &[Finding]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut length = 0;
     let mut left_out = 0_usize;
-    for finding in findings {
-        let text = match (finding.level, finding.filled) {
+    let texts = findings.iter().filter_map(|finding| {
+        Some(match (finding.level, finding.filled) {
             (Level::Info, true) => {
                 let value = finding.value.as_ref().map(shown).unwrap_or_default();
                 format!(
-                    "{}: filled {} with {value}: {}",
-                    finding.rule, finding.path, finding.message
+                    "{}: {} {} with {value}: {}",
+                    finding.rule,
+                    if finding.dry { "would fill" } else { "filled" },
+                    finding.path,
+                    finding.message
                 )
             }
+            (Level::Warn, _) if finding.dry => format!(
+                "{}: would be denied: {}: {}",
+                finding.rule, finding.path, finding.message
+            ),
             (Level::Warn, _) if finding.ratcheted => {
                 format!(
                     "{}: {} (as before this change): {}",
@@ -188,8 +236,10 @@ fn warnings(findings: &[Finding]) -> Vec<String> {
                 )
             }
             (Level::Warn, _) => format!("{}: {}: {}", finding.rule, finding.path, finding.message),
-            _ => continue,
-        };
+            _ => return None,
+        })
+    });
+    for text in texts.chain(exemptions(findings)) {
         // A line break would end the header that carries the warning.
         let text = harmless(&text);
         let line = cut(
@@ -217,10 +267,21 @@ fn annotations(policy: &Policy, review: &Review) -> Value {
     rules.dedup();
     rules.sort_unstable();
     rules.dedup();
+    let mut exemptions: Vec<String> = Vec::new();
+    for finding in &review.findings {
+        if let Some(Exempted { terms, source, .. }) = &finding.exempted {
+            let (rule, source) = (finding.rule, source.as_str());
+            let owner = cut(&harmless(&terms.owner), OWNER_LIMIT);
+            let line = format!("{rule} until={} owner={owner} source={source}", terms.until);
+            if !exemptions.contains(&line) {
+                exemptions.push(line);
+            }
+        }
+    }
     json!({
-        "verdict": review.verdict().as_str(),
+        "verdict": if review.would_deny() { "would-deny" } else { review.verdict().as_str() },
         "rules": rules.join(","),
-        "exemptions": "",
+        "exemptions": exemptions.join("; "),
         "policy": policy.hash(),
     })
 }
@@ -334,7 +395,7 @@ mod tests {
         let review = Review {
             findings: vec![finding(Level::Deny, "x")],
             patch,
-            skipped: None,
+            ..Review::default()
         };
         let response =
             &answer(&Policy::default(), "u", &subject(Door::Mutate), &review)["response"];

@@ -3,10 +3,12 @@
 //! The uid is read first: the API server drops an answer without it, so it is echoed even to a body
 //! that makes no other sense.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use axum::http::StatusCode;
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor,
+};
 use serde_json::Value;
 
 use crate::subject::{Door, Operation, Subject};
@@ -21,6 +23,38 @@ pub struct Envelope {
     pub uid: String,
     /// What is asked about.
     pub subject: Subject,
+    /// Who asks.
+    pub requester: Requester,
+}
+
+/// Who writes an object (`userInfo`, k8s.io/api authentication/v1). What an authorizer may go by is
+/// kept whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Requester {
+    /// The name.
+    pub username: String,
+    /// Tells users of one name apart over time.
+    pub uid: String,
+    /// The groups.
+    pub groups: Vec<String>,
+    /// What else the authenticator says.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl Requester {
+    /// Whatever cannot be read is not there, and gives no right.
+    fn read(user: Option<&Value>) -> Self {
+        fn member<T: DeserializeOwned + Default>(user: Option<&Value>, name: &str) -> T {
+            user.and_then(|user| T::deserialize(user.get(name)?).ok())
+                .unwrap_or_default()
+        }
+        Self {
+            username: member(user, "username"),
+            uid: member(user, "uid"),
+            groups: member(user, "groups"),
+            extra: member(user, "extra"),
+        }
+    }
 }
 
 /// A request that cannot be answered with a verdict.
@@ -129,6 +163,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         .filter(|name| !name.is_empty())
         .or_else(|| value.pointer("/metadata/name")?.as_str().map(str::to_owned))
         .unwrap_or_default();
+    let requester = Requester::read(review.pointer("/request/userInfo"));
     let subject = Subject {
         api_version: if group.is_empty() {
             version
@@ -145,9 +180,13 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         door,
         operation,
         subresource: text(&review, "/request/subResource"),
-        user: text(&review, "/request/userInfo/username"),
+        user: requester.username.clone(),
     };
-    Ok(Envelope { uid, subject })
+    Ok(Envelope {
+        uid,
+        subject,
+        requester,
+    })
 }
 
 /// The JSON type of a value, as a message names it.

@@ -23,14 +23,14 @@ use k8s_openapi::{
 
 use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
-    policy::{Mode, Policy},
-    review::EXEMPT_PREFIX,
+    exempt::PREFIX,
+    policy::Policy,
     rules::{
-        Kind, RULES,
+        Group, Kind, RULES,
         kinds::{PodTemplates, Relevance, SCALED_OBJECT},
         metadata_read,
     },
-    subject::MODEL_SERVER_LABEL,
+    subject::{MODEL_SERVER_LABEL, hpa::KEDA_SELECTOR},
     webhook::TIMEOUT_SECONDS,
 };
 
@@ -203,9 +203,15 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
     }
     let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
     for kind in kinds {
-        let of_kind = || RULES.iter().filter(|rule| rule.kinds.contains(&kind));
+        // The rules about exemptions speak of every kind; that one is malformed matters no more than
+        // the rule that it is about.
+        let of_kind = || {
+            RULES
+                .iter()
+                .filter(|rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
+        };
         let ours = ours(kind);
-        if policy.mode == Mode::Enforce
+        if policy.may_enforce(kind)
             && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
         {
             defaults.push((kind, ours.clone()));
@@ -342,7 +348,7 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
         );
         parts.push(format!(
             "(has({here}.metadata.annotations) && {here}.metadata.annotations.exists(k, \
-             k.startsWith('{EXEMPT_PREFIX}') && {new} != {old}))"
+             k.startsWith('{PREFIX}') && {new} != {old}))"
         ));
     }
     parts.join(" || ")
@@ -430,22 +436,10 @@ fn harmless(kind: &Kind) -> Option<String> {
     }
     // A controller would write it again for ever; what it is made from is where to say no. Whoever
     // forges such a reference is still denied while we answer.
-    let mut parents: Vec<&ParentKind> = rows_making(kind).map(|row| &row.parent).collect();
-    let keda = ParentKind {
-        group: SCALED_OBJECT.group.to_owned(),
-        kind: SCALED_OBJECT.kind.to_owned(),
-    };
-    let pod = ParentKind {
-        group: String::new(),
-        kind: "Pod".to_owned(),
-    };
+    parts.extend(controlled_by(rows_making(kind)));
     if kind.relevance == Relevance::Metrics {
-        parents.push(&keda);
+        parts.push(made_by_keda());
     }
-    if rows_making(kind).any(|row| row.pod_owner) {
-        parents.push(&pod);
-    }
-    parts.extend(controlled_by(&parents));
     (!parts.is_empty()).then(|| parts.join(" || "))
 }
 
@@ -457,45 +451,85 @@ fn rows_making(kind: &Kind) -> impl Iterator<Item = &'static Controller> {
         .filter(move |row| row.children.iter().any(|child| child == kind.kind))
 }
 
-/// Whether an object's controller is of one of these kinds.
-fn controlled_by(parents: &[&ParentKind]) -> Option<String> {
-    let parents: Vec<String> = parents
-        .iter()
-        .map(|ParentKind { group, kind }| match group.as_str() {
-            "" => format!("(!o.apiVersion.contains('/') && o.kind == '{kind}')"),
-            group => format!("(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}')"),
-        })
-        .collect();
-    (!parents.is_empty()).then(|| {
-        format!(
-            "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
-             has(o.controller) && o.controller && ({})))",
-            parents.join(" || ")
-        )
-    })
+/// Whether an object's controller is of a kind that one of these rows names, and the object called
+/// as that controller calls it.
+fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<String> {
+    let mut parents = Vec::new();
+    let mut pods = false;
+    for row in rows {
+        let ParentKind { group, kind } = &row.parent;
+        let named = row.suffix.as_ref().map(|suffix| {
+            format!(" && has(object.metadata.name) && object.metadata.name == o.name + '{suffix}'")
+        });
+        parents.push(format!(
+            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{})",
+            named.unwrap_or_default()
+        ));
+        pods |= row.pod_owner;
+    }
+    if pods {
+        parents.push("(!o.apiVersion.contains('/') && o.kind == 'Pod')".to_owned());
+    }
+    (!parents.is_empty()).then(|| owned(&parents.join(" || ")))
+}
+
+/// Whether an object has a controller of which this holds, called `o` in it.
+fn owned(condition: &str) -> String {
+    format!(
+        "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
+         has(o.controller) && o.controller && ({condition})))"
+    )
 }
 
 /// Whether an object's controller made it from an object that our rules judge, by the reference
 /// alone: the children that are left alone without a closer look.
 fn child_of_judged(kind: &Kind) -> Option<String> {
-    let parents: Vec<&ParentKind> = rows_making(kind)
-        .filter(|row| row.judged && row.label.is_none() && !row.same_name && !row.pod_owner)
-        .map(|row| &row.parent)
-        .collect();
-    controlled_by(&parents)
+    controlled_by(rows_making(kind).filter(|row| {
+        row.judged
+            && row.label.is_none()
+            && row.suffix.is_none()
+            && !row.same_name
+            && !row.pod_owner
+    }))
+}
+
+/// Whether an HPA has the shape that KEDA gives it: besides cpu and memory, which no rule denies
+/// there, every metric is one that only the ScaledObject it belongs to can answer
+/// ([`crate::subject::hpa`] looks closer).
+fn made_by_keda() -> String {
+    let labels = "m.external.metric.selector.matchLabels";
+    let answered = format!(
+        "(has(m.external) && has(m.external.metric) && has(m.external.metric.selector) && \
+         has({labels}) && '{KEDA_SELECTOR}' in {labels} && {labels}['{KEDA_SELECTOR}'] == o.name)"
+    );
+    owned(&format!(
+        "o.apiVersion.startsWith('{}/') && o.kind == '{}' && has(object.spec) && \
+         has(object.spec.metrics) && size(object.spec.metrics) <= {CHEAP} && \
+         object.spec.metrics.all(m, {} || {answered})",
+        SCALED_OBJECT.group,
+        SCALED_OBJECT.kind,
+        host_resource(),
+    ))
 }
 
 /// Whether an HPA scales on nothing but cpu and memory, which no rule denies at the door.
 fn only_host_resources() -> String {
-    let host = |member: &str| {
-        format!("(has(m.{member}) && has(m.{member}.name) && m.{member}.name in ['cpu', 'memory'])")
-    };
     format!(
         "!has(object.spec) || !has(object.spec.metrics) || (size(object.spec.metrics) <= {CHEAP} && \
-         object.spec.metrics.all(m, {} || {}))",
-        host("resource"),
-        host("containerResource"),
+         object.spec.metrics.all(m, {}))",
+        host_resource(),
     )
+}
+
+/// Whether a metric, called `m`, is cpu or memory.
+fn host_resource() -> String {
+    ["resource", "containerResource"]
+        .map(|member| {
+            format!(
+                "(has(m.{member}) && has(m.{member}.name) && m.{member}.name in ['cpu', 'memory'])"
+            )
+        })
+        .join(" || ")
 }
 
 /// The resources that some entry is registered for, as `<plural>.<group>`.

@@ -16,6 +16,7 @@ pub(crate) struct Kubectl {
     kubeconfig: PathBuf,
     home: PathBuf,
     namespace: Option<String>,
+    user: Option<String>,
 }
 
 /// What one call of kubectl said.
@@ -64,7 +65,22 @@ impl Kubectl {
             kubeconfig: kubeconfig.to_owned(),
             home: home.to_owned(),
             namespace: None,
+            user: None,
         }
+    }
+
+    /// The same kubectl as another user, without any group but `system:authenticated`.
+    #[must_use]
+    pub(crate) fn as_user(&self, user: &str) -> Self {
+        Self {
+            user: Some(user.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The namespace that it works in.
+    pub(crate) fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or("default")
     }
 
     /// The same kubectl, with this namespace where a manifest names none.
@@ -102,6 +118,9 @@ impl Kubectl {
             .arg("--request-timeout=30s");
         if let Some(namespace) = &self.namespace {
             command.arg("--namespace").arg(namespace);
+        }
+        if let Some(user) = &self.user {
+            command.arg("--as").arg(user);
         }
         command
             .args(args)

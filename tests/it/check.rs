@@ -26,13 +26,13 @@ kind: ConfigMap
 metadata: {name: settings}
 ";
 
-fn gangplank(folder: &Path) -> Command {
+pub(crate) fn gangplank(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gangplank"));
     command.current_dir(folder).env_clear();
     command
 }
 
-fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
         let path = folder.path().join(name);

@@ -11,8 +11,9 @@ use gangplank::{
     source,
     subject::Subject,
 };
-use jiff::Timestamp;
 use serde_json::json;
+
+use crate::fixtures::now;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -117,7 +118,7 @@ fn levels(rule: &Rule, yaml: &str) -> Vec<Level> {
         .flat_map(|value| {
             let subject = Subject::from_manifest(Arc::clone(value))
                 .unwrap_or_else(|| panic!("{}: the block is no whole object", rule.id));
-            review(&policy, &facts, &subject, Timestamp::UNIX_EPOCH).findings
+            review(&policy, &facts, &subject, now()).findings
         })
         .filter(|finding| finding.rule == rule.id)
         .map(|finding| finding.level)

@@ -20,7 +20,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 /// A cluster that Gangplank guards.
 pub(crate) struct Guarded {
     pub(crate) cluster: Cluster,
-    gangplank: Gangplank,
+    pub(crate) gangplank: Gangplank,
 }
 
 impl Guarded {
@@ -103,7 +103,7 @@ pub(crate) fn scaled_object(name: &str, query: &str) -> Value {
 }
 
 /// A GPU pool with a taint, and this disruption.
-fn node_pool(name: &str, disruption: Option<Value>) -> Value {
+pub(crate) fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     let mut pool = json!({
         "apiVersion": "karpenter.sh/v1", "kind": "NodePool",
         "metadata": {"name": name},
@@ -121,7 +121,7 @@ fn node_pool(name: &str, disruption: Option<Value>) -> Value {
     pool
 }
 
-fn evicting() -> Value {
+pub(crate) fn evicting() -> Value {
     json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "5m"})
 }
 
@@ -689,6 +689,24 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
         "{}",
         answer.stderr
     );
+    // Whoever claims an owner gains nothing by it; what KEDA itself would write goes on.
+    let mut claimed = hpa("claimed", "DCGM_FI_DEV_GPU_UTIL");
+    claimed["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "chat", "uid": "c0ffee",
+        "controller": true,
+    }]);
+    let answer = kubectl.create(&claimed.to_string())?;
+    assert!(
+        !answer.accepted() && answer.stderr.contains("failed calling webhook"),
+        "{}",
+        answer.stderr
+    );
+    claimed["spec"]["metrics"] = json!([{"type": "External", "external": {
+        "metric": {"name": "s0-prometheus",
+            "selector": {"matchLabels": {"scaledobject.keda.sh/name": "chat"}}},
+        "target": {"type": "AverageValue", "averageValue": "5"},
+    }}]);
+    kubectl.create(&claimed.to_string())?.success()?;
 
     let kubeconfig = cluster.kubeconfig().display().to_string();
     let removed = std::process::Command::new(BINARY)
@@ -725,12 +743,28 @@ fn a_dry_run_policy_warns_and_blocks_nothing() -> Result<()> {
     let bad = node_pool("dry", Some(evicting())).to_string();
     let warned = || {
         let answer = kubectl.run(&dry, Some(&bad)).ok()?;
-        (answer.accepted() && answer.stderr.contains("gpu-pool-consolidation")).then_some(())
+        let says = "gpu-pool-consolidation: would be denied: spec.disruption.consolidationPolicy: ";
+        (answer.accepted() && answer.stderr.contains(says)).then_some(())
     };
     eventually("the API server asks Gangplank", SOON, warned)?;
-    kubectl
-        .create(&node_pool("dry", None).to_string())?
-        .success()?;
+    // What enforcement would fill is not what it would deny.
+    let silent = kubectl.create(&node_pool("dry", None).to_string())?;
+    let would_fill =
+        "gpu-pool-consolidation: would fill spec.disruption.consolidationPolicy with \"WhenEmpty\"";
+    ensure!(
+        silent.stderr.contains(would_fill) && !silent.stderr.contains("would be denied"),
+        "{}",
+        silent.stderr
+    );
+    silent.success()?;
+    let metrics = get(&gangplank, "/metrics")?.1;
+    for line in [
+        "gangplank_admission_reviews_total{endpoint=\"advise\",kind=\"NodePool\",operation=\"CREATE\",verdict=\"would-deny\"}",
+        "gangplank_findings_total{endpoint=\"advise\",rule=\"gpu-pool-consolidation\",level=\"would-deny\"}",
+        "gangplank_findings_total{endpoint=\"advise\",rule=\"gpu-pool-consolidation\",level=\"would-fill\"}",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
     let held = kubectl.get("nodepool/dry")?;
     assert_eq!(
         held["spec"]["disruption"]["consolidationPolicy"], "WhenEmptyOrUnderutilized",
@@ -869,11 +903,15 @@ fn what_may_matter_is_sent_and_the_conditions_never_fail() -> Result<()> {
             .matches("\"name\":\"quiet-plain\"")
             .count()
     };
+    let exempt = format!(
+        "exempt.gangplank.dev/gang-scheduling=until={}; owner=team-llm; reason=load test",
+        gangplank::exempt::latest(jiff::Timestamp::now(), 30)
+    );
     let steps: [(&str, &str, bool); 6] = [
         ("label", "gangplank.dev/model-server=true", true),
         ("annotate", "kai.scheduler/batch-min-member=1", true),
         ("annotate", "kai.scheduler/batch-min-member-", true),
-        ("annotate", "exempt.gangplank.dev/gang-scheduling=x", true),
+        ("annotate", &exempt, true),
         ("annotate", "exempt.gangplank.dev/gang-scheduling-", true),
         ("annotate", "example.com/revision=1", false),
     ];

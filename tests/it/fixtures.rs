@@ -1,4 +1,4 @@
-//! The fixtures: `tests/fixtures/<rule>/{deny,warn,allow,fill}-*.yaml`. A trailing comment
+//! The fixtures: `tests/fixtures/<rule>/{deny,warn,audit,allow,fill}-*.yaml`. A trailing comment
 //! `# ~ <rule>` marks every line that the rule has to point at, and no other may be.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
@@ -21,6 +21,11 @@ struct Judged {
     subject: Subject,
     facts: Facts,
     review: Review,
+}
+
+/// When every fixture is judged.
+pub(crate) fn now() -> Timestamp {
+    "2026-11-23T12:00:00Z".parse().unwrap()
 }
 
 pub(crate) fn folder(rule: &str) -> PathBuf {
@@ -69,7 +74,7 @@ fn judge(policy: &Policy, name: &str, text: &str) -> Vec<Judged> {
         .into_iter()
         .map(|document| {
             let subject = Subject::from_manifest(Arc::clone(&document.value)).unwrap();
-            let review = review(policy, &facts, &subject, Timestamp::UNIX_EPOCH);
+            let review = review(policy, &facts, &subject, now());
             Judged {
                 document,
                 subject,
@@ -126,9 +131,10 @@ fn every_rule_reports_the_marked_lines_and_no_others() {
             let right = match name.split('-').next().unwrap() {
                 "deny" => strongest == Some(Level::Deny),
                 "warn" => strongest == Some(Level::Warn),
+                "audit" => strongest == Some(Level::Audit),
                 "allow" => strongest.is_none() && verdict != Verdict::Deny,
                 "fill" => of_rule().any(|finding| finding.filled) && verdict != Verdict::Deny,
-                other => panic!("{at}: {other} is neither deny, warn, allow nor fill"),
+                other => panic!("{at}: {other} is neither deny, warn, audit, allow nor fill"),
             };
             if !right {
                 wrong.push(format!("{at}: {verdict:?}, the rule at most {strongest:?}"));
@@ -146,7 +152,9 @@ fn every_rule_has_fixtures_that_fire_and_fixtures_that_do_not() {
             .map(|(name, _)| name.split('-').next().unwrap().to_owned())
             .collect();
         assert!(
-            kinds.contains("deny") || kinds.contains("warn"),
+            ["deny", "warn", "audit"]
+                .iter()
+                .any(|kind| kinds.contains(*kind)),
             "{} never fires",
             rule.id
         );
@@ -176,7 +184,7 @@ fn a_filled_object_is_not_filled_again_and_is_found_no_worse() {
                         door,
                         ..one.subject.with_value(value)
                     };
-                    review(&policy, &one.facts, &subject, Timestamp::UNIX_EPOCH)
+                    review(&policy, &one.facts, &subject, now())
                 };
                 let again = ask(value.clone(), Door::Check);
                 assert!(

@@ -12,10 +12,9 @@ use gangplank::{
     source,
     subject::{Door, Operation, Subject},
 };
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::fixtures::{fixtures, policy};
+use crate::fixtures::{fixtures, now, policy};
 
 /// An object of a fixture, under the name that all of its kind share.
 struct Written {
@@ -59,7 +58,7 @@ fn denied(rule: &Rule, policy: &Policy, old: Option<&Value>, new: &Value) -> Vec
         subject.operation = Operation::Update;
         subject.old = Some(Arc::new(old.clone()));
     }
-    let found = review(policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH).findings;
+    let found = review(policy, &Facts::unknown(), &subject, now()).findings;
     found
         .into_iter()
         .filter(|finding| finding.rule == rule.id && finding.level == Level::Deny)

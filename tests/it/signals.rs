@@ -105,8 +105,8 @@ fn passes(answer: Answer, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What claims KEDA as its owner is asked about by the entry that never blocks while we are away,
-/// and denied by it all the same.
+/// Denied by whichever entry it went to: what has the shape that a controller gives its children is
+/// asked about by the one that never blocks while we are away, and denied by it all the same.
 fn refused_by(answer: &Answer, rule: &str) {
     assert!(!answer.accepted(), "{}", answer.stdout);
     let says = format!("gangplank.dev\" denied the request: {rule}: ");
@@ -194,6 +194,28 @@ fn an_owner_that_is_claimed_gains_nothing() -> Result<()> {
     let forged = json!({"spec": {"metrics": [pods(GPU)]}});
     refused_by(&kubectl.patch("hpa/keda-hpa-chat", &forged)?, UTILIZATION);
     Ok(())
+}
+
+#[test]
+fn an_owner_of_aibrix_takes_no_hpa_out_of_sight() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("aibrix")?;
+    passes(
+        kubectl.create(&pod_autoscaler("gpu_cache_usage_perc").to_string())?,
+        "the PodAutoscaler",
+    )?;
+    let owner = kubectl.get("podautoscaler/chat")?;
+    let claimed = |name: &str| {
+        let mut hpa = hpa(name, &[pods(GPU)]);
+        hpa["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": owner["apiVersion"], "kind": owner["kind"],
+            "name": "chat", "uid": owner["metadata"]["uid"], "controller": true}]);
+        hpa.to_string()
+    };
+    denied_by(&kubectl.create(&claimed("mine"))?, UTILIZATION);
+    // By the name that AIBrix gives it may be AIBrix's own: refusing would make it try for ever.
+    let answer = kubectl.create(&claimed("chat-hpa"))?;
+    assert!(answer.stderr.contains(UTILIZATION), "{}", answer.stderr);
+    passes(answer, "AIBrix's own")
 }
 
 #[test]
