@@ -16,6 +16,7 @@ use crate::{
     subject::{
         at,
         pod_template::{Container, Count, PodTemplate},
+        workload::Stated,
     },
 };
 
@@ -265,6 +266,28 @@ pub fn ray_serve(object: &Value, server: &mut Server<'_>) {
         tensor: said(tensor),
         pipeline: said(pipeline),
         world: Count::Known(tensor).times(Count::Known(pipeline)),
+        ..Parallelism::UNKNOWN
+    };
+}
+
+/// Takes the ranks from what the object states in fields of its own, which its controller turns into
+/// flags where it writes the command line itself. What the object writes on a command line is later
+/// there, and wins.
+pub fn stated(stated: &Stated, server: &mut Server<'_>) {
+    let said = server.parallelism.tensor.path.is_some();
+    if said || !server.container.texts("command").is_empty() {
+        return;
+    }
+    let one = |degree: &Option<Degree>| degree.clone().unwrap_or(Degree::ONE);
+    let (pipeline, data) = (one(&stated.pipeline), one(&stated.data));
+    let world = stated.tensor.count.times(pipeline.count).times(data.count);
+    server.parallelism = Parallelism {
+        tensor: stated.tensor.clone(),
+        pipeline,
+        data,
+        world,
+        nodes: server.parallelism.nodes.clone(),
+        multi_node: server.parallelism.multi_node.clone(),
         ..Parallelism::UNKNOWN
     };
 }

@@ -15,9 +15,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    catalog::controllers::controller_of,
     finding::{FieldPath, Level},
-    rules::{Group, RULES, Rule},
-    subject::at,
+    rules::{Group, RULES, Rule, kinds},
+    subject::{Subject, at, group_of},
     text::{cut, nearest},
 };
 
@@ -387,6 +388,16 @@ pub fn annotations(object: &Value) -> impl Iterator<Item = Annotation<'_>> {
 /// The annotation of an object that exempts from a rule, or is meant to.
 pub fn annotation<'v>(object: &'v Value, rule: &str) -> Option<Annotation<'v>> {
     annotations(object).find(|annotation| annotation.rule == rule)
+}
+
+/// Whether a controller made an object from one that is judged itself, with a copy of its annotations.
+pub fn is_copy(subject: &Subject) -> bool {
+    controller_of(&subject.value).is_some_and(|owner| {
+        let text = |key: &str| owner.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (group, kind) = (group_of(text("apiVersion")), text("kind"));
+        let mut kinds = kinds::ALL.iter();
+        kinds.any(|one| one.group == group && one.kind == kind)
+    })
 }
 
 /// Where an exemption stands.

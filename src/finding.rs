@@ -187,10 +187,6 @@ impl Confidence {
 }
 
 /// One thing that a rule found, or filled.
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each answers a question of its own, and reports show each"
-)]
 #[derive(Clone, Debug, PartialEq)]
 #[allow(
     clippy::struct_excessive_bools,

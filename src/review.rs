@@ -16,7 +16,7 @@ use crate::{
     facts::Facts,
     finding::{Confidence, Finding, Level, Verdict},
     policy::{ExistingViolations, Mode, Policy, RuleLevel},
-    rules::{Context, Edits, Findings, Group, Memo, RULES, Rule, metadata_read},
+    rules::{Context, Edits, Findings, Group, Memo, RULES, Rule, kinds, metadata_read},
     subject::{Door, Operation, Subject, at},
 };
 
@@ -98,7 +98,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         Door::Validate => dry,
         Door::Check | Door::Audit => true,
     };
-    if fills && !is_child {
+    if fills && !is_child && kinds::is_filled(subject.group(), &subject.kind) {
         let mut patcher = Patcher::new(Value::clone(&subject.value));
         let memo = Memo::default();
         for rule in rules().filter(|rule| !is_claimed(policy, subject, rule, now)) {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     edit::Edit,
     facts::Facts,
-    finding::{FieldPath, Finding, Level},
+    finding::{Confidence, FieldPath, Finding, Level},
     policy::Policy,
     signal::{self, Source},
     subject::{Subject, workload::Serving},
@@ -292,7 +292,7 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 /// What several rules read off one object, read once.
 #[derive(Debug, Default)]
 pub struct Memo<'a> {
-    serving: OnceCell<Option<Serving<'a>>>,
+    servings: OnceCell<Vec<Serving<'a>>>,
     sources: OnceCell<Vec<Source>>,
     fired: OnceCell<BTreeSet<&'static str>>,
 }
@@ -311,12 +311,38 @@ impl Memo<'_> {
 }
 
 impl<'a, P: ?Sized> Context<'a, P> {
-    /// What the object serves, if it runs a model server on accelerators.
-    pub fn serving(&self) -> Option<&'a Serving<'a>> {
+    /// What the object serves: a model server on accelerators, several for a kind that holds
+    /// several workloads.
+    pub fn servings(&self) -> &'a [Serving<'a>] {
         self.memo
-            .serving
-            .get_or_init(|| Serving::of(self.subject, self.facts, self.policy.catalog().engines()))
-            .as_ref()
+            .servings
+            .get_or_init(|| Serving::all(self.subject, self.facts, self.policy.catalog().engines()))
+    }
+
+    /// Judges each model server of the object. What is found of one of several is told apart from
+    /// the same fault of another; what something unseen may change is doubtful.
+    pub fn each_serving(
+        &self,
+        out: &mut Findings,
+        mut check: impl FnMut(&'a Serving<'a>, &mut Findings),
+    ) {
+        for serving in self.servings() {
+            let before = out.list.len();
+            check(serving, out);
+            let workload = &serving.workload;
+            for finding in out.list.iter_mut().skip(before) {
+                if !workload.component.is_empty() {
+                    let component = workload.component;
+                    finding.fingerprint = format!("{component}:{}", finding.fingerprint);
+                }
+                if !workload.certain {
+                    finding.confidence = Confidence::Unknown;
+                    finding
+                        .message
+                        .push_str(" What its controller adds to it cannot be seen from here.");
+                }
+            }
+        }
     }
 
     /// What the object scales on, if it is an autoscaler.

@@ -164,6 +164,10 @@ async fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result
     });
     if review.skipped.is_none() {
         let rules: Vec<&str> = review.findings.iter().map(|finding| finding.rule).collect();
+        let exempted = review.findings.iter();
+        let exempted = exempted.filter(|finding| finding.exempted.is_some());
+        let mut exempted: Vec<&str> = exempted.map(|finding| finding.rule).collect();
+        exempted.dedup();
         tracing::info!(
             uid,
             endpoint,
@@ -172,6 +176,7 @@ async fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result
             name = subject.name,
             verdict = review.verdict().as_str(),
             rules = rules.join(","),
+            exempted = exempted.join(","),
             patched = review.patch.0.len(),
             "reviewed"
         );

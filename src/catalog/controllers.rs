@@ -17,6 +17,9 @@ pub struct Controller {
     /// Our rules say of the parent what they would say of the child, and the controller writes the
     /// child over from it: so it is left alone.
     pub judged: bool,
+    /// Why the child is looked at though rules speak of the parent's kind.
+    #[serde(default)]
+    pub because: Option<String>,
     /// The kinds that it makes.
     pub children: Vec<String>,
     /// A label of the child that must carry the parent's name.
@@ -28,9 +31,10 @@ pub struct Controller {
     /// A child is called what its owner is called.
     #[serde(default)]
     pub same_name: bool,
-    /// A child is called what its owner is called, with this behind it.
+    /// A child is called what its owner is called, with one of these behind it; empty where its name
+    /// says nothing.
     #[serde(default)]
-    pub suffix: Option<String>,
+    pub suffixes: Vec<String>,
     /// Where this was read: project, file or document.
     pub source: String,
     /// When, as YYYY-MM.
@@ -72,6 +76,15 @@ static BUILTIN: LazyLock<Controllers> = LazyLock::new(|| {
         .unwrap_or_default()
 });
 
+impl Controller {
+    /// Whether a child of that name may be its owner's.
+    fn names(&self, child: &str, owner: &str) -> bool {
+        let behind = child.strip_prefix(owner);
+        self.suffixes.is_empty()
+            || behind.is_some_and(|behind| self.suffixes.iter().any(|suffix| suffix == behind))
+    }
+}
+
 impl Controllers {
     /// The rows that are built in.
     pub fn builtin() -> &'static Self {
@@ -95,8 +108,7 @@ pub fn parent_of<'a>(subject: &Subject, catalog: &'a Controllers) -> Parent<'a> 
     let row = catalog.controllers.iter().find(|row| {
         if !row.children.contains(&subject.kind)
             || (row.same_name && subject.name != name)
-            || (row.suffix.as_deref())
-                .is_some_and(|suffix| subject.name.strip_suffix(suffix) != Some(name))
+            || !row.names(&subject.name, name)
         {
             return false;
         }
@@ -165,24 +177,95 @@ mod tests {
 
     #[test]
     fn a_parent_is_judged_just_where_a_rule_speaks_of_its_kind() {
-        // What is said of these parents is not said of their Jobs. Under its own strategies AIBrix
-        // writes no HorizontalPodAutoscaler, and would not write over one that names a PodAutoscaler.
-        let judged_for_other_things = [
-            ("RayCluster", "Job"),
-            ("RayJob", "Job"),
-            ("ScaledJob", "Job"),
-        ];
-        let left_to_others = [("PodAutoscaler", "HorizontalPodAutoscaler")];
         for row in &Controllers::builtin().controllers {
             let ParentKind { group, kind } = &row.parent;
-            let excepted = judged_for_other_things
-                .iter()
-                .chain(&left_to_others)
-                .any(|(parent, child)| kind == parent && row.children == [*child]);
             let covered = crate::rules::RULES
                 .iter()
                 .any(|rule| rule.covers(group, kind));
+            let excepted = row.because.is_some();
             assert_eq!(row.judged, covered && !excepted, "{kind}");
+            assert!(covered || !excepted, "{kind} needs no exception");
+        }
+    }
+
+    /// What a controller calls its children, and a name that somebody gave one by hand.
+    #[test]
+    fn a_reference_under_a_name_that_no_controller_gives_counts_for_nothing() {
+        let kserve = |kind: &str| owner("serving.kserve.io/v1", kind, "chat");
+        for (child, parent, named) in [
+            ("Deployment", "InferenceService", "chat-predictor"),
+            ("Deployment", "InferenceService", "chat-predictor-worker"),
+            ("ScaledObject", "InferenceService", "chat-predictor"),
+            (
+                "HorizontalPodAutoscaler",
+                "InferenceService",
+                "chat-predictor",
+            ),
+            ("LeaderWorkerSet", "LLMInferenceService", "chat-kserve-mn"),
+            ("Deployment", "LLMInferenceService", "chat-kserve-prefill"),
+            ("ScaledObject", "LLMInferenceService", "chat-kserve-keda"),
+        ] {
+            let of = |name: &str| {
+                let value = json!({"apiVersion": "x/v1", "kind": child,
+                    "metadata": {"name": name, "ownerReferences": [kserve(parent)]}});
+                parent_of(
+                    &Subject::from_manifest(Arc::new(value)).unwrap(),
+                    Controllers::builtin(),
+                )
+            };
+            assert_eq!(of(named), Parent::Unjudged(parent), "{child} {named}");
+            for forged in [
+                "chat",
+                "mine",
+                "chat-mine",
+                "x-chat-predictor",
+                "-predictor",
+            ] {
+                assert_eq!(of(forged), Parent::None, "{child} {forged}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_ray_cluster_is_left_alone_only_where_its_service_would_delete_a_false_one() {
+        let key = "ray.io/originated-from-cr-name";
+        let of = |kind: &str, labels: Value| {
+            parent("RayCluster", labels, owner("ray.io/v1", kind, "llm"))
+        };
+        assert_eq!(
+            of("RayService", json!({key: "llm"})),
+            Parent::Judged("RayService")
+        );
+        assert_eq!(
+            of("RayJob", json!({key: "llm"})),
+            Parent::Unjudged("RayJob")
+        );
+        for labels in [json!({}), json!({key: "other"})] {
+            assert_eq!(of("RayService", labels.clone()), Parent::None);
+            assert_eq!(of("RayJob", labels), Parent::None);
+        }
+    }
+
+    #[test]
+    fn children_of_grove_and_dynamo_carry_their_parents_label() {
+        for (child, api, kind, key) in [
+            (
+                "HorizontalPodAutoscaler",
+                "grove.io/v1alpha1",
+                "PodCliqueSet",
+                "app.kubernetes.io/part-of",
+            ),
+            (
+                "PodCliqueSet",
+                "nvidia.com/v1beta1",
+                "DynamoGraphDeployment",
+                "nvidia.com/dynamo-graph-deployment-name",
+            ),
+        ] {
+            let with = |labels: Value| parent(child, labels, owner(api, kind, "llm"));
+            assert_eq!(with(json!({key: "llm"})), Parent::Unjudged(kind));
+            assert_eq!(with(json!({key: "other"})), Parent::None);
+            assert_eq!(with(json!({})), Parent::None);
         }
     }
 
@@ -250,12 +333,12 @@ mod tests {
 
     #[test]
     fn children_of_kinds_without_rules_are_told_apart() {
-        let isvc = owner("serving.kserve.io/v1beta1", "InferenceService", "a");
+        let graph = owner("nvidia.com/v1beta1", "DynamoGraphDeployment", "a");
         assert_eq!(
-            parent("Deployment", json!({}), isvc.clone()),
-            Parent::Unjudged("InferenceService")
+            parent("Deployment", json!({}), graph.clone()),
+            Parent::Unjudged("DynamoGraphDeployment")
         );
-        let mut not_controlling = isvc;
+        let mut not_controlling = graph;
         not_controlling["controller"] = json!(false);
         assert_eq!(
             parent("Deployment", json!({}), not_controlling),
@@ -263,7 +346,7 @@ mod tests {
         );
         let stranger = owner("example.dev/v1", "Anything", "a");
         assert_eq!(parent("Deployment", json!({}), stranger), Parent::None);
-        let mut no_uid = owner("serving.kserve.io/v1beta1", "InferenceService", "a");
+        let mut no_uid = owner("nvidia.com/v1beta1", "DynamoGraphDeployment", "a");
         no_uid["uid"] = json!("");
         assert_eq!(parent("Deployment", json!({}), no_uid), Parent::None);
     }

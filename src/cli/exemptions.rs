@@ -94,8 +94,7 @@ fn of_object(
     now: Timestamp,
 ) -> (Vec<Entry>, Vec<&'static str>) {
     let review = review(policy, facts, subject, now);
-    // What a controller made carries the annotations of what it made it from.
-    if review.skipped == Some(Skip::Child) {
+    if review.skipped == Some(Skip::Child) || exempt::is_copy(subject) {
         return (Vec::new(), Vec::new());
     }
     let found: BTreeSet<&'static str> = review
@@ -108,7 +107,11 @@ fn of_object(
     let max_days = policy.exemptions().max_days;
     let entries = exempt::annotations(&subject.value).map(|annotation| Entry {
         object: Some(ObjectName::from(subject)),
-        unused: Some(!found.contains(annotation.rule)),
+        unused: match review.skipped {
+            None | Some(Skip::Kind) => Some(!found.contains(annotation.rule)),
+            // It is going away, and nobody has looked.
+            Some(_) => None,
+        },
         ..Entry::of_annotation(&annotation, is_new, now, max_days)
     });
     let entries = entries.collect();

@@ -8,8 +8,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::list::metadata;
 use crate::{
-    catalog::controllers::{Controllers, Parent, parent_of},
-    exempt::{Annotation, annotations},
+    exempt::{Annotation, PREFIX, annotations, is_copy},
     report::exemptions::Entry,
     rules::{Kind, kinds},
     subject::Subject,
@@ -88,19 +87,14 @@ async fn list(client: &Client) -> Result<Vec<Known>, super::ClusterError> {
 
 /// The exemptions of an object, but not of one that a controller made from what carries them itself.
 fn of_object(kind: &Kind, object: &PartialObjectMeta<DynamicObject>) -> Option<Vec<Known>> {
-    let has_one = |key: &String| key.starts_with(crate::exempt::PREFIX);
-    object
-        .metadata
-        .annotations
-        .as_ref()?
-        .keys()
-        .find(|key| has_one(key))?;
+    let mut keys = object.metadata.annotations.as_ref()?.keys();
+    keys.find(|key| key.starts_with(PREFIX))?;
     let resource = kind.api_resource();
     let value = json!({
         "apiVersion": resource.api_version, "kind": kind.kind, "metadata": object.metadata,
     });
     let subject = Subject::from_manifest(Arc::new(value))?;
-    if let Parent::Judged(_) = parent_of(&subject, Controllers::builtin()) {
+    if is_copy(&subject) {
         return None;
     }
     let found = annotations(&subject.value)

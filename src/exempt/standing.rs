@@ -112,7 +112,8 @@ impl Case<'_> {
         if stood && before() >= Some(level) {
             return Standing::Good(terms, Source::Annotation);
         }
-        if !stood && terms.until > latest(now, policy.exemptions().max_days) {
+        // One that nobody was asked for is a new one, however long it has stood there.
+        if terms.until > latest(now, policy.exemptions().max_days) {
             let max_days = policy.exemptions().max_days;
             let why = format!("{place} ends more than {max_days} days ahead");
             return Standing::void(why);

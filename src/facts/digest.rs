@@ -128,23 +128,29 @@ impl Digest {
         engines: &Engines,
     ) -> Option<Self> {
         let warm_pool = metadata_text(value, "annotations", WARM_POOL_ANNOTATION).map(Into::into);
-        let Some(workload) = Workload::of(group, kind, value) else {
+        let workloads = Workload::all(group, kind, value);
+        let Some(workload) = workloads.first() else {
             return Some(Self {
                 roles: listed_roles(group, kind, value)?,
                 warm_pool,
                 ..Self::default()
             });
         };
-        let roles = roles(&workload);
-        let first = workload
-            .pods
+        let roles = workloads
             .iter()
+            .map(roles)
+            .fold(Roles::default(), Roles::or);
+        let first = workloads
+            .iter()
+            .flat_map(|workload| &workload.pods)
             .flat_map(|set| set.template.containers())
             .map(|container| container.image())
             .find(|image| engines.by_image(image).is_some());
         let namespace = at(value, &["metadata", "namespace"]).and_then(Value::as_str);
-        let serving = Serving::of_workload(workload.clone(), namespace, facts, engines);
-        let gang = gang(&workload, serving.as_ref());
+        let serving = workloads
+            .iter()
+            .find_map(|workload| Serving::of_workload(workload.clone(), namespace, facts, engines));
+        let gang = gang(workload, serving.as_ref());
         let image = serving
             .as_ref()
             .map(|serving| serving.server.container.image())
@@ -298,7 +304,7 @@ fn minimum(workload: &Workload<'_>, set: &PodSet<'_>) -> Option<(u64, &'static s
         Kind::ReplicaSet => "ReplicaSet",
         Kind::Rollout => "Rollout",
         Kind::Job => "Job",
-        Kind::LeaderWorkerSet | Kind::Ray => return None,
+        _ => return None,
     };
     Schedulers::builtin()
         .schedulers

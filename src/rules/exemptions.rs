@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::{
+    catalog::controllers::controller_of,
     exempt::{self, Annotation, Terms},
     rules::{self, Rule},
     subject::Door,
@@ -10,6 +11,12 @@ use crate::{
 pub mod exemption_expired;
 pub mod exemption_malformed;
 pub mod exemption_unused;
+
+/// Whether a controller made the object: it would write the annotations of what it made it from again
+/// for ever. What is wrong with them is denied there.
+pub(crate) fn is_made<P>(cx: &Context<'_, P>) -> bool {
+    controller_of(&cx.subject.value).is_some()
+}
 
 /// Whether this write brings an annotation or changes it. What lives in a cluster was let in before.
 pub(crate) fn is_new<P>(cx: &Context<'_, P>, annotation: &Annotation<'_>) -> bool {

@@ -22,6 +22,23 @@ pub struct PodTemplates {
     pub list: &'static [&'static str],
     /// The template, below the object or the list's element.
     pub path: &'static [&'static str],
+    /// What stands there.
+    pub shape: Shape,
+}
+
+/// What may ask for an accelerator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A pod template, with `metadata` and `spec`.
+    Template,
+    /// A pod spec.
+    Spec,
+    /// A container.
+    Container,
+    /// Something whose `labels` and `annotations` are the pod's.
+    Metadata,
+    /// Something that is only there for accelerators.
+    Any,
 }
 
 /// Karpenter's NodePool (karpenter.sh, pkg/apis/v1/nodepool.go, v1.14.1). `v1beta1` left the CRD
@@ -107,14 +124,27 @@ pub static DEPLOYMENT: Kind = Kind {
 
 const POD_TEMPLATE: Relevance = Relevance::Accelerator(&[one(&["spec", "template"])]);
 
+const fn part(path: &'static [&'static str], shape: Shape) -> PodTemplates {
+    PodTemplates {
+        list: &[],
+        path,
+        shape,
+    }
+}
+
 const fn one(path: &'static [&'static str]) -> PodTemplates {
-    PodTemplates { list: &[], path }
+    part(path, Shape::Template)
+}
+
+const fn spec(path: &'static [&'static str]) -> PodTemplates {
+    part(path, Shape::Spec)
 }
 
 const fn each(list: &'static [&'static str]) -> PodTemplates {
     PodTemplates {
         list,
         path: &["template"],
+        shape: Shape::Template,
     }
 }
 
@@ -210,8 +240,92 @@ pub static RAY_JOB: Kind = Kind {
     ]),
 };
 
-/// Kinds that run pods and that the workload rules speak of.
-pub static WORKLOADS: &[&Kind] = &[
+/// KServe's InferenceService (serving.kserve.io/v1beta1, 2026-08).
+pub static INFERENCE_SERVICE: Kind = Kind {
+    group: "serving.kserve.io",
+    kind: "InferenceService",
+    resource: "inferenceservices",
+    versions: &["v1beta1"],
+    namespaced: true,
+    relevance: Relevance::Accelerator(&[
+        spec(&["spec", "predictor"]),
+        part(&["spec", "predictor", "model"], Shape::Container),
+        part(&["spec", "predictor", "huggingface"], Shape::Container),
+        part(&["spec", "predictor", "triton"], Shape::Container),
+        part(&["spec", "predictor", "pytorch"], Shape::Container),
+        part(&["spec", "predictor"], Shape::Metadata),
+        part(&["spec", "predictor", "workerSpec"], Shape::Any),
+        spec(&["spec", "transformer"]),
+        spec(&["spec", "explainer"]),
+    ]),
+};
+
+/// KServe's LLMInferenceService (serving.kserve.io, 2026-08).
+pub static LLM_INFERENCE_SERVICE: Kind = Kind {
+    group: "serving.kserve.io",
+    kind: "LLMInferenceService",
+    resource: "llminferenceservices",
+    versions: &["v1alpha2", "v1alpha1"],
+    namespaced: true,
+    relevance: Relevance::Accelerator(&[
+        spec(&["spec", "template"]),
+        spec(&["spec", "worker"]),
+        part(&["spec"], Shape::Metadata),
+        spec(&["spec", "prefill", "template"]),
+        spec(&["spec", "prefill", "worker"]),
+        part(&["spec", "prefill"], Shape::Metadata),
+    ]),
+};
+
+/// Grove's PodCliqueSet (grove.io/v1alpha1, 2026-08).
+pub static POD_CLIQUE_SET: Kind = Kind {
+    group: "grove.io",
+    kind: "PodCliqueSet",
+    resource: "podcliquesets",
+    versions: &["v1alpha1"],
+    namespaced: true,
+    relevance: Relevance::Accelerator(&[
+        PodTemplates {
+            list: &["spec", "template", "cliques"],
+            path: &["spec", "podSpec"],
+            shape: Shape::Spec,
+        },
+        PodTemplates {
+            list: &["spec", "template", "cliques"],
+            path: &[],
+            shape: Shape::Metadata,
+        },
+    ]),
+};
+
+/// Dynamo's DynamoGraphDeployment (nvidia.com, 2026-08): some service of a graph always is on GPUs.
+pub static DYNAMO_GRAPH_DEPLOYMENT: Kind = Kind {
+    group: "nvidia.com",
+    kind: "DynamoGraphDeployment",
+    resource: "dynamographdeployments",
+    versions: &["v1beta1", "v1alpha1"],
+    namespaced: true,
+    relevance: Relevance::Always,
+};
+
+/// Kinds that are judged and never filled: their controllers merge them with what we do not see, and
+/// make gangs by themselves or not at all.
+static NEVER_FILLED: &[&Kind] = &[
+    &INFERENCE_SERVICE,
+    &LLM_INFERENCE_SERVICE,
+    &POD_CLIQUE_SET,
+    &DYNAMO_GRAPH_DEPLOYMENT,
+];
+
+/// Whether silence of that kind's objects may be filled.
+pub fn is_filled(group: &str, kind: &str) -> bool {
+    !NEVER_FILLED
+        .iter()
+        .any(|never| never.group == group && never.kind == kind)
+}
+
+/// Kinds whose pods are as their templates say: nobody adds to them or passes the owner's metadata on.
+pub static TEMPLATED: &[&Kind] = &[
     &DEPLOYMENT,
     &STATEFUL_SET,
     &REPLICA_SET,
@@ -223,6 +337,23 @@ pub static WORKLOADS: &[&Kind] = &[
     &RAY_JOB,
 ];
 
+/// Kinds that run pods and that the workload rules speak of.
+pub static WORKLOADS: &[&Kind] = &[
+    &DEPLOYMENT,
+    &STATEFUL_SET,
+    &REPLICA_SET,
+    &JOB,
+    &ROLLOUT,
+    &LEADER_WORKER_SET,
+    &RAY_CLUSTER,
+    &RAY_SERVICE,
+    &RAY_JOB,
+    &INFERENCE_SERVICE,
+    &LLM_INFERENCE_SERVICE,
+    &POD_CLIQUE_SET,
+    &DYNAMO_GRAPH_DEPLOYMENT,
+];
+
 /// Kinds that run pods for as long as they are wanted: what a serving rule speaks of.
 pub static LONG_RUNNING: &[&Kind] = &[
     &DEPLOYMENT,
@@ -230,6 +361,10 @@ pub static LONG_RUNNING: &[&Kind] = &[
     &REPLICA_SET,
     &ROLLOUT,
     &LEADER_WORKER_SET,
+    &INFERENCE_SERVICE,
+    &LLM_INFERENCE_SERVICE,
+    &POD_CLIQUE_SET,
+    &DYNAMO_GRAPH_DEPLOYMENT,
 ];
 
 /// Every kind that some rule speaks of: what an exemption may stand on.
@@ -249,6 +384,10 @@ pub static ALL: &[&Kind] = &[
     &RAY_CLUSTER,
     &RAY_SERVICE,
     &RAY_JOB,
+    &INFERENCE_SERVICE,
+    &LLM_INFERENCE_SERVICE,
+    &POD_CLIQUE_SET,
+    &DYNAMO_GRAPH_DEPLOYMENT,
 ];
 
 #[cfg(test)]

@@ -49,19 +49,54 @@ pub struct Accelerators {
     pub path: FieldPath,
 }
 
-/// A pod template, or a pod.
+/// A part of an object, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// What stands there.
+    pub value: &'a Value,
+    /// Where.
+    pub path: FieldPath,
+}
+
+impl<'a> Place<'a> {
+    /// What stands at a path of an object; `None` where that is no object itself.
+    pub fn of(object: &'a Value, path: FieldPath) -> Option<Self> {
+        let value = path.lookup(object).filter(|value| value.is_object())?;
+        Some(Self { value, path })
+    }
+
+    /// The same below one of its members.
+    pub fn member(&self, key: &str) -> Option<Self> {
+        let value = self.value.get(key).filter(|value| value.is_object())?;
+        let path = self.path.clone().key(key);
+        Some(Self { value, path })
+    }
+}
+
+/// A pod template, a pod, or what a controller of inference services makes a pod of.
 #[derive(Clone, Debug)]
 pub struct PodTemplate<'a> {
-    value: &'a Value,
     path: FieldPath,
+    spec: Place<'a>,
+    /// What has the pod's `labels` and `annotations`.
+    metadata: Place<'a>,
+    /// A container that stands beside the pod spec.
+    main: Option<Place<'a>>,
+    /// Accelerators that are asked for beside the pod spec, for its main container.
+    asked: Option<Accelerators>,
+    /// Accelerators that a controller asks for where the containers ask for none.
+    given: Option<Accelerators>,
 }
+
+/// The list of a container that stands beside the pod spec.
+const BESIDE: &str = "beside";
 
 /// One container of a pod template.
 #[derive(Clone, Copy, Debug)]
 pub struct Container<'a> {
     /// The raw container.
     pub value: &'a Value,
-    /// `containers` or `initContainers`.
+    /// `containers` or `initContainers`; another name for one that stands beside the pod spec.
     pub list: &'static str,
     /// Its position in that list.
     pub index: usize,
@@ -124,13 +159,53 @@ impl<'a> Container<'a> {
 
 impl<'a> PodTemplate<'a> {
     /// The template that stands at `path` in an object.
-    pub const fn new(value: &'a Value, path: FieldPath) -> Self {
-        Self { value, path }
+    pub fn new(value: &'a Value, path: FieldPath) -> Self {
+        let place = |key: &str| Place {
+            value: value.get(key).unwrap_or(&Value::Null),
+            path: path.clone().key(key),
+        };
+        let (spec, metadata) = (place("spec"), place("metadata"));
+        Self {
+            path,
+            spec,
+            metadata,
+            main: None,
+            asked: None,
+            given: None,
+        }
     }
 
-    /// The raw template.
-    pub const fn value(&self) -> &'a Value {
-        self.value
+    /// A pod spec whose labels and annotations stand elsewhere.
+    pub fn of_spec(spec: Place<'a>, metadata: Place<'a>) -> Self {
+        Self {
+            path: spec.path.clone(),
+            spec,
+            metadata,
+            main: None,
+            asked: None,
+            given: None,
+        }
+    }
+
+    /// With a container that stands beside the pod spec.
+    #[must_use]
+    pub fn with_main(self, main: Option<Place<'a>>) -> Self {
+        Self { main, ..self }
+    }
+
+    /// With accelerators that are asked for beside the pod spec.
+    #[must_use]
+    pub fn with_asked(self, asked: Option<Accelerators>) -> Self {
+        Self { asked, ..self }
+    }
+
+    /// With accelerators that a controller asks for where the containers ask for none.
+    #[must_use]
+    pub fn with_given(self, given: Accelerators) -> Self {
+        Self {
+            given: Some(given),
+            ..self
+        }
     }
 
     /// Where it stands.
@@ -138,14 +213,29 @@ impl<'a> PodTemplate<'a> {
         &self.path
     }
 
+    /// Whether its accelerators are asked for beside the pod spec.
+    pub const fn is_asked_beside(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// Where its pod spec stands.
     pub fn spec_path(&self) -> FieldPath {
-        self.path.clone().key("spec")
+        self.spec.path.clone()
+    }
+
+    /// Where its labels and annotations stand.
+    pub fn metadata_path(&self) -> FieldPath {
+        self.metadata.path.clone()
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> Option<&'a Map<String, Value>> {
+        self.metadata.value.get("labels")?.as_object()
     }
 
     /// Something in its pod spec.
     pub fn spec(&self, key: &str) -> Option<&'a Value> {
-        at(self.value, &["spec", key]).filter(|value| !value.is_null())
+        self.spec.value.get(key).filter(|value| !value.is_null())
     }
 
     /// A text in its pod spec.
@@ -155,12 +245,12 @@ impl<'a> PodTemplate<'a> {
 
     /// One of its labels.
     pub fn label(&self, key: &str) -> Option<&'a str> {
-        super::metadata_text(self.value, "labels", key)
+        at(self.metadata.value, &["labels", key])?.as_str()
     }
 
     /// One of its annotations.
     pub fn annotation(&self, key: &str) -> Option<&'a str> {
-        super::metadata_text(self.value, "annotations", key)
+        at(self.metadata.value, &["annotations", key])?.as_str()
     }
 
     /// The containers of a list, `containers` or `initContainers`.
@@ -175,18 +265,29 @@ impl<'a> PodTemplate<'a> {
 
     /// Its main containers.
     pub fn containers(&self) -> impl Iterator<Item = Container<'a>> + use<'a> {
-        self.list("containers")
+        let main = self.main.as_ref().map(|main| Container {
+            value: main.value,
+            list: BESIDE,
+            index: 0,
+        });
+        main.into_iter().chain(self.list("containers"))
     }
 
     /// Where a container stands.
     pub fn container_path(&self, container: &Container<'_>) -> FieldPath {
-        self.spec_path().key(container.list).index(container.index)
+        match &self.main {
+            Some(main) if container.list == BESIDE => main.path.clone(),
+            _ => self.spec_path().key(container.list).index(container.index),
+        }
     }
 
     /// The accelerators that the scheduler counts for one pod: the sum over the containers and
     /// sidecars, or what an init container needs together with the sidecars before it, whichever
     /// is more (k8s.io/component-helpers, resource.PodRequests). `None` where none is asked for.
     pub fn accelerators(&self, catalog: &Engines) -> Option<Accelerators> {
+        if let Some(asked) = &self.asked {
+            return Some(asked.clone());
+        }
         let all: Vec<Container<'a>> = self
             .list("initContainers")
             .chain(self.containers())
@@ -213,7 +314,7 @@ impl<'a> PodTemplate<'a> {
             .filter(|asked| asked.units != Count::Known(0))
             .collect();
         match asked.len() {
-            0 => self.other_accelerators(),
+            0 => self.other_accelerators().or_else(|| self.given.clone()),
             1 => asked.pop(),
             // Several kinds at once: which of them the engine uses cannot be told.
             _ => asked.pop().map(|one| Accelerators {
@@ -226,9 +327,13 @@ impl<'a> PodTemplate<'a> {
 
     /// Whether a container itself asks for an accelerator, or may by a claim or share of the pod.
     pub fn container_has_accelerator(&self, catalog: &Engines, container: &Container<'_>) -> bool {
-        container.resources().any(|name| {
-            catalog.accelerator(name).is_some() && container.amount(name) != Some(Count::Known(0))
-        }) || self.other_accelerators().is_some()
+        let beside = self.asked.is_some() || self.given.is_some();
+        (beside && container.list == BESIDE)
+            || container.resources().any(|name| {
+                catalog.accelerator(name).is_some()
+                    && container.amount(name) != Some(Count::Known(0))
+            })
+            || self.other_accelerators().is_some()
     }
 
     /// Shares of a GPU under KAI, and claims: accelerators whose number cannot be told.
@@ -243,7 +348,7 @@ impl<'a> PodTemplate<'a> {
             .into_iter()
             .find(|key| self.annotation(key).is_some());
         if let Some(key) = share {
-            let path = self.path.clone().keys(&["metadata", "annotations", key]);
+            let path = self.metadata_path().keys(&["annotations", key]);
             return Some(unknown(key, path));
         }
         let claims = self.spec("resourceClaims").and_then(Value::as_array)?;
@@ -258,7 +363,7 @@ impl<'a> PodTemplate<'a> {
         for container in all {
             let amount = container.amount(name).unwrap_or(Count::Known(0)).known();
             let plus = |sum: Option<u64>| sum?.checked_add(amount?);
-            if container.list == "containers" {
+            if container.list != "initContainers" {
                 run = plus(run);
             } else if container.is_sidecar() {
                 sidecars = plus(sidecars);
@@ -285,7 +390,7 @@ impl<'a> PodTemplate<'a> {
                 let amount = container.amount(name).and_then(Count::known).unwrap_or(0);
                 (
                     amount,
-                    container.list == "containers",
+                    container.list != "initContainers",
                     std::cmp::Reverse(container.index),
                 )
             });
@@ -303,7 +408,7 @@ impl<'a> PodTemplate<'a> {
 }
 
 /// The integer that a quantity of an extended resource is; the API server takes nothing else.
-fn integer(value: &Value) -> Count {
+pub(super) fn integer(value: &Value) -> Count {
     let number = match value {
         Value::Number(number) => number.as_u64(),
         Value::String(text) => match text.strip_suffix('k') {

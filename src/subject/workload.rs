@@ -1,5 +1,6 @@
-//! One view of everything that runs pods: Deployments and their like, Jobs, LeaderWorkerSets and
-//! Ray clusters; and what a workload that serves a model needs of its pods.
+//! One view of everything that runs pods: Deployments and their like, Jobs, LeaderWorkerSets, Ray
+//! clusters, and the services of KServe, Grove and Dynamo; and what a workload that serves a model
+//! needs of its pods.
 
 use serde_json::Value;
 
@@ -9,10 +10,14 @@ use super::{
 };
 use crate::{
     catalog::engines::Engines,
-    engine::{self, ConfigMaps, Server, Surroundings},
+    engine::{self, ConfigMaps, Degree, Server, Surroundings},
     facts::Facts,
     finding::FieldPath,
 };
+
+mod dynamo;
+mod grove;
+mod kserve;
 
 /// What runs the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,12 +36,38 @@ pub enum Kind {
     LeaderWorkerSet,
     /// ray.io RayCluster, RayService or RayJob.
     Ray,
+    /// serving.kserve.io InferenceService.
+    InferenceService,
+    /// serving.kserve.io LLMInferenceService.
+    LlmInferenceService,
+    /// grove.io PodCliqueSet.
+    PodCliqueSet,
+    /// nvidia.com DynamoGraphDeployment.
+    DynamoGraph,
 }
 
 impl Kind {
     /// Whether the workload's pods are alike and make no groups by themselves.
     pub const fn is_flat(self) -> bool {
-        !matches!(self, Self::LeaderWorkerSet | Self::Ray)
+        matches!(
+            self,
+            Self::Deployment | Self::StatefulSet | Self::ReplicaSet | Self::Rollout | Self::Job
+        )
+    }
+
+    /// Whether its controller takes the labels of the object to the pods, or the scheduler reads them
+    /// there. KServe passes on few of an LLMInferenceService's (kserve/kserve
+    /// pkg/controller/v1alpha2/llmisvc, `propagateTopLevelLeaderWorkerSetMetadata`).
+    pub const fn passes_labels_on(self) -> bool {
+        !matches!(self, Self::LlmInferenceService)
+    }
+
+    /// Whether its controller, and not the API server, decides the scheduler of pods that name none:
+    /// Grove's configuration has a default, Dynamo puts KAI or Volcano where it finds them
+    /// (ai-dynamo/grove operator/api/config/v1alpha1/types.go; ai-dynamo/dynamo
+    /// deploy/operator/internal/dynamo/grove.go).
+    pub const fn picks_scheduler(self) -> bool {
+        matches!(self, Self::PodCliqueSet | Self::DynamoGraph)
     }
 }
 
@@ -50,8 +81,10 @@ pub struct PodSet<'a> {
     /// Whether that number is moved without the template being written, and judged, again: through
     /// the scale subresource, or by Ray's autoscaler.
     pub resizes: bool,
-    /// `pod`, `leader`, `worker`, `head`.
+    /// `pod`, `leader`, `worker`, `head`, `clique`, `member` of a scaling group, `node`.
     pub role: &'static str,
+    /// A controller completes these pods from elsewhere: what the template leaves out is unknown.
+    pub merged: bool,
 }
 
 /// A workload.
@@ -63,13 +96,57 @@ pub struct Workload<'a> {
     pub value: &'a Value,
     /// Its pods. For flat kinds one set of `replicas` pods, for the others the pods of one group.
     pub pods: Vec<PodSet<'a>>,
-    /// Groups that it runs: the LeaderWorkerSet's replicas; 1 for everything else.
+    /// Groups that it runs: the LeaderWorkerSet's replicas; 1 for what makes none.
     pub groups: u64,
+    /// Its controller makes groups of the pods that schedulers know as such.
+    pub grouped: bool,
+    /// Which of an object's several workloads this is; empty for an object that is one.
+    pub component: &'a str,
+    /// Nothing that cannot be seen from here changes what the object says of its pods and ranks.
+    pub certain: bool,
+    /// The ranks, where the object says them beside the command line.
+    pub stated: Option<Stated>,
+}
+
+/// Degrees of parallelism that an object states in fields of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// Tensor parallel size.
+    pub tensor: Degree,
+    /// Pipeline parallel size, where it counts.
+    pub pipeline: Option<Degree>,
+    /// Data parallel size, where it counts.
+    pub data: Option<Degree>,
 }
 
 impl<'a> Workload<'a> {
-    /// The workload that an object is, if it is of a kind that runs pods.
-    pub fn of(group: &str, kind: &str, value: &'a Value) -> Option<Self> {
+    const fn new(kind: Kind, value: &'a Value) -> Self {
+        Self {
+            kind,
+            value,
+            pods: Vec::new(),
+            groups: 1,
+            grouped: false,
+            component: "",
+            certain: true,
+            stated: None,
+        }
+    }
+
+    /// The workloads that an object is: one, or several under one name; none where it is of no kind
+    /// that runs pods.
+    pub fn all(group: &str, kind: &str, value: &'a Value) -> Vec<Self> {
+        match (group, kind) {
+            ("serving.kserve.io", "InferenceService") => kserve::inference_service(value),
+            ("serving.kserve.io", "LLMInferenceService") => kserve::llm_inference_service(value),
+            ("grove.io", "PodCliqueSet") => grove::pod_clique_set(value),
+            ("nvidia.com", "DynamoGraphDeployment") => dynamo::graph(value),
+            _ => Self::of(group, kind, value).into_iter().collect(),
+        }
+    }
+
+    /// The workload that an object of a kind is that only ever is one.
+    fn of(group: &str, kind: &str, value: &'a Value) -> Option<Self> {
         let kind = match (group, kind) {
             ("apps", "Deployment") => Kind::Deployment,
             ("apps", "StatefulSet") => Kind::StatefulSet,
@@ -102,10 +179,10 @@ impl<'a> Workload<'a> {
             }
         };
         Some(Self {
-            kind,
-            value,
             pods,
             groups,
+            grouped: !kind.is_flat(),
+            ..Self::new(kind, value)
         })
     }
 
@@ -168,6 +245,7 @@ fn pod_set<'a>(
         count,
         resizes: false,
         role,
+        merged: false,
     })
 }
 
@@ -265,10 +343,15 @@ pub struct Serving<'a> {
 }
 
 impl<'a> Serving<'a> {
-    /// What an object under review serves; `None` where it serves nothing on an accelerator.
-    pub fn of(subject: &'a Subject, facts: &'a Facts, engines: &'a Engines) -> Option<Self> {
-        let workload = Workload::of(subject.group(), &subject.kind, &subject.value)?;
-        Self::of_workload(workload, subject.namespace.as_deref(), facts, engines)
+    /// What each workload of an object under review serves; none where it serves nothing on an
+    /// accelerator.
+    pub fn all(subject: &'a Subject, facts: &'a Facts, engines: &'a Engines) -> Vec<Self> {
+        Workload::all(subject.group(), &subject.kind, &subject.value)
+            .into_iter()
+            .filter_map(|workload| {
+                Self::of_workload(workload, subject.namespace.as_deref(), facts, engines)
+            })
+            .collect()
     }
 
     /// What a workload serves; `None` where it serves nothing on an accelerator.
@@ -283,7 +366,13 @@ impl<'a> Serving<'a> {
             return None;
         }
         let size = Count::Known(workload.size());
-        let injected = if workload.kind == Kind::LeaderWorkerSet {
+        let is_kserve = matches!(
+            workload.kind,
+            Kind::InferenceService | Kind::LlmInferenceService
+        );
+        let by_lws = workload.kind == Kind::LeaderWorkerSet
+            || (workload.kind == Kind::LlmInferenceService && workload.grouped);
+        let injected = if by_lws {
             vec![
                 ("LWS_GROUP_SIZE", size),
                 ("LWS_LEADER_ADDRESS", Count::Unknown),
@@ -296,27 +385,43 @@ impl<'a> Serving<'a> {
             engines,
             config_maps: ConfigMaps { facts, namespace },
             injected,
-            declared: declared == Some(true),
+            // An inference service serves a model by its kind.
+            declared: declared == Some(true) || is_kserve,
         };
         let (set, server) = workload
             .pods
             .iter()
-            .filter_map(|set| Some((set.clone(), engine::server(&set.template, &around)?)))
-            // The set that says the most: a group's workers often only join their leader.
-            .max_by_key(|(set, server)| {
+            .enumerate()
+            .filter_map(|(index, set)| Some((index, set, engine::server(&set.template, &around)?)))
+            // The set that says the most: a group's workers often only join their leader. Cliques have
+            // no roles that we know, and the first is the leader; KServe's head comes first too.
+            .max_by_key(|(index, set, server)| {
+                let led = matches!(workload.kind, Kind::PodCliqueSet | Kind::InferenceService);
+                let first = led && *index == 0;
                 let several = server
                     .parallelism
                     .world
                     .known()
                     .is_some_and(|ranks| ranks > 1);
-                (several, set.role == "leader", server.confidence)
-            })?;
+                (several, set.role == "leader" || first, server.confidence)
+            })
+            .map(|(_, set, server)| (set.clone(), server))?;
         let mut server = server;
         if workload.kind == Kind::Ray {
             engine::ray_serve(workload.value, &mut server);
         }
+        if let Some(stated) = &workload.stated {
+            engine::stated(stated, &mut server);
+        }
         let accelerators = set.template.accelerators(engines)?;
-        let spread = spread(&workload, &set, &server, &accelerators, engines);
+        let mut workload = workload;
+        let spread = if workload.kind == Kind::InferenceService && workload.pods.len() > 1 {
+            let (spread, certain) = head_and_workers(&workload, &server, &accelerators, engines);
+            workload.certain = certain;
+            spread
+        } else {
+            spread(&workload, &server, &accelerators, engines)
+        };
         Some(Self {
             workload,
             set,
@@ -326,44 +431,91 @@ impl<'a> Serving<'a> {
         })
     }
 
+    /// Whether the kind makes one instance, or several, of the pods of a group.
+    pub fn joins_pods(&self) -> bool {
+        joins_pods(&self.workload)
+    }
+
     /// Whether the label, and not what runs, makes this a model server.
     pub fn is_declared(&self) -> bool {
         self.workload.declared() == Some(true)
     }
 }
 
+/// How KServe spreads an instance over its head and its workers, and whether that can be told from
+/// the object: the runtime may have GPUs of its own, and chooses between Ray, which fills pods of as
+/// many GPUs as they have, and a pod for each pipeline stage (kserve/kserve
+/// pkg/controller/v1beta1/inferenceservice/components/predictor.go, `multiNodeProcess`).
+fn head_and_workers(
+    workload: &Workload<'_>,
+    server: &Server<'_>,
+    accelerators: &Accelerators,
+    engines: &Engines,
+) -> (Spread, bool) {
+    let parallelism = &server.parallelism;
+    let Some(ranks) = parallelism.world.known() else {
+        return (Spread::Unknown, false);
+    };
+    let worker = workload
+        .pods
+        .iter()
+        .find(|set| set.role == "worker")
+        .and_then(|set| set.template.accelerators(engines)?.gpus.known());
+    match (accelerators.gpus.known(), worker) {
+        (Some(head), Some(_)) if ranks <= head => (Spread::SinglePod, false),
+        (Some(_), Some(each)) => {
+            let pods = ranks.div_ceil(each.max(1));
+            let certain = parallelism.tensor.count == Count::Known(each);
+            (Spread::Group(pods), certain && pods > 1)
+        }
+        _ => match parallelism.pipeline.count {
+            Count::Known(stages) if stages > 1 => (Spread::Group(stages), false),
+            _ => (Spread::Unknown, false),
+        },
+    }
+}
+
+/// Whether the pods of a workload are one instance, or hold whole ones, by its kind.
+fn joins_pods(workload: &Workload<'_>) -> bool {
+    match workload.kind {
+        Kind::LeaderWorkerSet | Kind::Ray => true,
+        Kind::LlmInferenceService | Kind::DynamoGraph => workload.grouped,
+        Kind::PodCliqueSet => workload.pods.iter().any(|set| set.role == "member"),
+        _ => false,
+    }
+}
+
 fn spread(
     workload: &Workload<'_>,
-    set: &PodSet<'_>,
     server: &Server<'_>,
     accelerators: &Accelerators,
     engines: &Engines,
 ) -> Spread {
     let parallelism = &server.parallelism;
     let ranks = parallelism.world.known();
-    if !workload.kind.is_flat() {
-        // The kind itself makes the group.
+    if joins_pods(workload) {
         let pods = workload.size();
         let gpus = workload.pods.iter().try_fold(0_u64, |sum, set| {
             let each = match set.template.accelerators(engines) {
+                None if set.merged => return None,
                 None => 0,
                 Some(asked) => asked.gpus.known()?,
             };
             sum.checked_add(each.checked_mul(set.count)?)
         });
+        // These may well hold several independent instances.
+        let holds_several = matches!(workload.kind, Kind::Ray | Kind::PodCliqueSet);
         return match (ranks, gpus) {
-            (Some(ranks), Some(gpus)) if ranks > gpus && workload.kind == Kind::LeaderWorkerSet => {
+            (Some(ranks), Some(gpus)) if ranks > gpus && workload.kind != Kind::Ray => {
                 Spread::Misfit { ranks, gpus }
             }
             (Some(1), _) => Spread::One,
-            // A Ray cluster may well hold several independent instances.
             (Some(ranks), _)
-                if workload.kind == Kind::Ray
-                    && accelerators.gpus.known().is_some_and(|gpus| ranks <= gpus) =>
+                if holds_several && accelerators.gpus.known().is_some_and(|gpus| ranks <= gpus) =>
             {
                 Spread::SinglePod
             }
-            (None, _) if workload.kind == Kind::Ray => Spread::Unknown,
+            (None, _) if holds_several => Spread::Unknown,
             _ if pods > 1 => Spread::Group(pods),
             // A head alone, and more ranks than its GPUs: workers that are not there now may come,
             // where there is a group for them.
@@ -378,7 +530,6 @@ fn spread(
             (None, _) => Spread::Unknown,
         };
     }
-    let _ = set;
     let gpus = accelerators.gpus.known();
     let needed = ranks
         .zip(gpus)
@@ -412,7 +563,8 @@ mod tests {
     fn spread_of(object: Value) -> Option<Spread> {
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
-        Serving::of(&subject, &facts, Engines::builtin()).map(|serving| serving.spread)
+        let servings = Serving::all(&subject, &facts, Engines::builtin());
+        servings.first().map(|serving| serving.spread)
     }
 
     fn pod(args: &[&str], resource: &str, amount: u64) -> Value {
@@ -570,6 +722,268 @@ mod tests {
         assert_eq!(of_ray(false, json!(null)), [("worker", 0)]);
     }
 
+    /// The workloads of an object: component, how its instance lies, whether that is certain.
+    fn components(object: Value) -> Vec<(String, Spread, bool)> {
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        let facts = Facts::unknown();
+        Serving::all(&subject, &facts, Engines::builtin())
+            .into_iter()
+            .map(|serving| {
+                let workload = &serving.workload;
+                (
+                    workload.component.to_owned(),
+                    serving.spread,
+                    workload.certain,
+                )
+            })
+            .collect()
+    }
+
+    fn one(spread: Spread, certain: bool) -> Vec<(String, Spread, bool)> {
+        vec![(String::new(), spread, certain)]
+    }
+
+    #[test]
+    fn an_inference_service_spreads_as_kserve_makes_its_deployments() {
+        let isvc = |mode: &str, predictor: Value| {
+            components(json!({
+                "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+                "metadata": {"annotations": {"serving.kserve.io/deploymentMode": mode}},
+                "spec": {"predictor": predictor}
+            }))
+        };
+        let gpus = |number: u64| json!({"limits": {"nvidia.com/gpu": number}});
+        let workers = |head: u64, tensor: u64, pipeline: u64, each: u64| {
+            isvc(
+                "Standard",
+                json!({
+                    "model": {"modelFormat": {"name": "huggingface"}, "resources": gpus(head)},
+                    "workerSpec": {
+                        "tensorParallelSize": tensor, "pipelineParallelSize": pipeline,
+                        "containers": [{"name": "worker-container", "resources": gpus(each)}]
+                    }
+                }),
+            )
+        };
+        assert_eq!(workers(8, 8, 2, 8), one(Spread::Group(2), true));
+        assert_eq!(workers(1, 1, 4, 1), one(Spread::Group(4), true));
+        // Ray would fill two pods, and a pod for each stage makes four.
+        assert_eq!(workers(4, 2, 4, 4), one(Spread::Group(2), false));
+        assert_eq!(workers(8, 4, 2, 4), one(Spread::SinglePod, false));
+        let silent = |worker: Value| {
+            isvc(
+                "Standard",
+                json!({"model": {"modelFormat": {"name": "huggingface"}}, "workerSpec": worker}),
+            )
+        };
+        let both = json!({"tensorParallelSize": 4, "pipelineParallelSize": 2});
+        assert_eq!(silent(both), one(Spread::Group(2), false));
+        for unsaid in [
+            json!({}),
+            json!({"tensorParallelSize": 8}),
+            json!({"pipelineParallelSize": 2}),
+            json!({"tensorParallelSize": "8", "pipelineParallelSize": 2}),
+        ] {
+            assert_eq!(silent(unsaid), one(Spread::Unknown, false));
+        }
+        let custom = json!({"containers": [{
+            "name": "kserve-container", "image": "vllm/vllm-openai", "args": ["-tp", "8"],
+            "resources": gpus(8)
+        }]});
+        for (mode, certain) in [
+            ("Standard", true),
+            ("RawDeployment", true),
+            ("Knative", false),
+            ("", false),
+        ] {
+            assert_eq!(isvc(mode, custom.clone()), one(Spread::SinglePod, certain));
+        }
+        // Where KServe's runtime says what runs, only ranks that are said are known.
+        let model = |args: Value| json!({"model": {"args": args, "resources": gpus(8)}});
+        let flag = json!(["--tensor-parallel-size=8"]);
+        assert_eq!(isvc("Standard", model(flag)), one(Spread::SinglePod, false));
+        assert_eq!(
+            isvc("Standard", model(json!(["--model_name=m"]))),
+            one(Spread::Unknown, false)
+        );
+        assert_eq!(isvc("Standard", json!({"model": {"resources": {}}})), []);
+    }
+
+    #[test]
+    fn an_llm_inference_service_has_a_part_for_each_role() {
+        let llm = |spec: Value| {
+            components(json!({
+                "apiVersion": "serving.kserve.io/v1alpha2", "kind": "LLMInferenceService",
+                "spec": spec
+            }))
+        };
+        let pod = |gpus: u64| json!({"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": gpus}}}]});
+        let wide = json!({"tensor": 1, "data": 32, "dataLocal": 8});
+        assert_eq!(
+            llm(json!({"parallelism": wide, "template": pod(8), "worker": pod(8)})),
+            one(Spread::Group(4), true)
+        );
+        assert_eq!(
+            llm(json!({"parallelism": wide, "worker": pod(8)})),
+            one(Spread::Group(4), true)
+        );
+        // Without workers KServe passes on the tensor parallelism alone.
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 8, "pipeline": 2}, "template": pod(8)})),
+            one(Spread::SinglePod, true)
+        );
+        let stages = json!({"tensor": 8, "pipeline": 2});
+        assert_eq!(
+            llm(json!({"parallelism": stages, "template": pod(8), "worker": pod(4)})),
+            one(
+                Spread::Misfit {
+                    ranks: 16,
+                    gpus: 12
+                },
+                true
+            )
+        );
+        // What the object's own command says wins over the fields.
+        let mut own = pod(8);
+        own["containers"][0]["command"] = json!(["vllm", "serve", "m", "-tp", "4"]);
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 16}, "template": own})),
+            one(Spread::SinglePod, true)
+        );
+        let mut more = pod(8);
+        more["containers"][0]["env"] = json!([{"name": "VLLM_ADDITIONAL_ARGS", "value": "-tp 4"}]);
+        assert_eq!(
+            llm(json!({"parallelism": {"tensor": 8}, "template": more})),
+            one(Spread::SinglePod, false)
+        );
+        let two = llm(json!({
+            "baseRefs": [{"name": "b"}], "parallelism": {"tensor": 8}, "template": pod(8),
+            "prefill": {"parallelism": {"tensor": 2}, "template": pod(1)}
+        }));
+        let misfit = Spread::Misfit { ranks: 2, gpus: 1 };
+        assert_eq!(
+            two,
+            [
+                (String::new(), Spread::SinglePod, false),
+                ("prefill".to_owned(), misfit, false)
+            ]
+        );
+        assert_eq!(llm(json!({"parallelism": wide, "template": {}})), []);
+    }
+
+    #[test]
+    fn cliques_are_one_instance_only_in_a_scaling_group() {
+        let set = |groups: Value, cliques: &[(&str, u64, &[&str])]| {
+            let cliques: Vec<Value> = cliques
+                .iter()
+                .map(|(name, replicas, args)| {
+                    let mut spec = json!({"roleName": name, "replicas": replicas});
+                    spec["podSpec"] = pod(args, "nvidia.com/gpu", 8)["spec"].clone();
+                    json!({"name": name, "spec": spec})
+                })
+                .collect();
+            components(json!({
+                "apiVersion": "grove.io/v1alpha1", "kind": "PodCliqueSet",
+                "spec": {"template": {"cliques": cliques, "podCliqueScalingGroups": groups}}
+            }))
+        };
+        let named = |name: &str, spread: Spread| (name.to_owned(), spread, true);
+        let wide: &[&str] = &["-tp", "16"];
+        let group = json!([{"name": "decode", "cliqueNames": ["l", "w"]}]);
+        assert_eq!(
+            set(
+                group.clone(),
+                &[("l", 1, wide), ("w", 1, wide), ("p", 4, &["-tp", "8"])]
+            ),
+            [
+                named("decode", Spread::Group(2)),
+                named("p", Spread::SinglePod)
+            ]
+        );
+        assert_eq!(
+            set(group.clone(), &[("l", 1, &["-tp", "32"]), ("w", 1, &[])]),
+            [named(
+                "decode",
+                Spread::Misfit {
+                    ranks: 32,
+                    gpus: 16
+                }
+            )]
+        );
+        // Single pods that are scaled together, and ranks that cannot be read.
+        assert_eq!(
+            set(
+                group.clone(),
+                &[("l", 1, &["-tp", "8"]), ("w", 2, &["-tp", "8"])]
+            ),
+            [named("decode", Spread::SinglePod)]
+        );
+        assert_eq!(
+            set(
+                group,
+                &[("l", 1, &["-tp", "$(X)"]), ("w", 1, &["-tp", "$(X)"])]
+            ),
+            [named("decode", Spread::Unknown)]
+        );
+        // Alone nothing joins them but what they say.
+        assert_eq!(
+            set(json!([]), &[("l", 2, wide)]),
+            [named("l", Spread::Misfit { ranks: 16, gpus: 8 })]
+        );
+        assert_eq!(
+            set(json!(null), &[("l", 1, &["-tp", "16", "--nnodes", "2"])]),
+            [named("l", Spread::Group(2))]
+        );
+    }
+
+    #[test]
+    fn a_graphs_services_take_as_many_nodes_as_they_say() {
+        let older = |service: Value| {
+            components(json!({
+                "apiVersion": "nvidia.com/v1alpha1", "kind": "DynamoGraphDeployment",
+                "spec": {"services": {"Decode": service, "Frontend": {"extraPodSpec": {}}}}
+            }))
+        };
+        let service = |gpus: Value, nodes: Value, tensor: &str| {
+            json!({
+                "multinode": nodes, "resources": {"limits": gpus},
+                "extraPodSpec": {"mainContainer": {
+                    "command": ["python3", "-m", "dynamo.vllm"],
+                    "args": ["--model", "m", "--tensor-parallel-size", tensor]
+                }}
+            })
+        };
+        let eight = json!({"gpu": "8"});
+        let two = json!({"nodeCount": 2});
+        let decode = |spread: Spread| vec![("Decode".to_owned(), spread, true)];
+        let misfit = |ranks, gpus| decode(Spread::Misfit { ranks, gpus });
+        let of = |gpus: &Value, nodes: &Value, tensor| {
+            older(service(gpus.clone(), nodes.clone(), tensor))
+        };
+        assert_eq!(of(&eight, &json!(null), "8"), decode(Spread::SinglePod));
+        assert_eq!(of(&eight, &json!(null), "16"), misfit(16, 8));
+        assert_eq!(of(&eight, &two, "16"), decode(Spread::Group(2)));
+        assert_eq!(of(&eight, &json!({}), "16"), decode(Spread::Group(2)));
+        assert_eq!(of(&eight, &two, "32"), misfit(32, 16));
+        assert_eq!(of(&json!({"gpu": "0"}), &json!(null), "8"), []);
+        // Of another type, how many ranks they take is not known.
+        let other = json!({"gpu": "4", "gpuType": "gpu.intel.com/xe"});
+        assert_eq!(of(&other, &json!(null), "8"), decode(Spread::SinglePod));
+        let mut shared = service(eight, json!(null), "16");
+        shared["gpuMemoryService"] = json!({"enabled": true});
+        assert!(!older(shared)[0].2);
+
+        let newer = components(json!({
+            "apiVersion": "nvidia.com/v1beta1", "kind": "DynamoGraphDeployment",
+            "spec": {"components": [
+                {"name": "frontend", "podTemplate": {"spec": {"containers": [{"name": "main"}]}}},
+                {"name": "decode", "multinode": two,
+                    "podTemplate": pod(&["-tp", "16"], "nvidia.com/gpu", 8)}
+            ]}
+        }));
+        assert_eq!(newer, [("decode".to_owned(), Spread::Group(2), true)]);
+    }
+
     #[test]
     fn the_label_decides_against_what_runs() {
         let labelled = |value: &str| {
@@ -595,6 +1009,38 @@ mod tests {
                 spread_of(json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec})),
                 None
             );
+        }
+        let odd = [
+            json!(null),
+            json!(5),
+            json!("x"),
+            json!([]),
+            json!([5]),
+            json!({"a": 5}),
+        ];
+        let nested = |value: &Value| {
+            json!({
+                "predictor": value, "template": value, "worker": value, "prefill": value,
+                "services": value, "components": value, "parallelism": value
+            })
+        };
+        for (api, kind) in [
+            ("serving.kserve.io/v1beta1", "InferenceService"),
+            ("serving.kserve.io/v1alpha2", "LLMInferenceService"),
+            ("grove.io/v1alpha1", "PodCliqueSet"),
+            ("nvidia.com/v1alpha1", "DynamoGraphDeployment"),
+        ] {
+            for value in &odd {
+                let inner = json!({
+                    "model": value, "workerSpec": value, "containers": value, "template": value,
+                    "cliques": value, "podCliqueScalingGroups": value, "Decode": value
+                });
+                for spec in [value.clone(), nested(value), nested(&inner)] {
+                    let object = json!({"apiVersion": api, "kind": kind, "spec": spec});
+                    let unknown = |found: &(String, Spread, bool)| found.1 == Spread::Unknown;
+                    assert!(components(object).iter().all(unknown), "{kind} {spec}");
+                }
+            }
         }
     }
 }

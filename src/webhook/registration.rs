@@ -27,7 +27,7 @@ use crate::{
     policy::Policy,
     rules::{
         Group, Kind, RULES,
-        kinds::{PodTemplates, Relevance, SCALED_OBJECT},
+        kinds::{self, PodTemplates, Relevance, SCALED_OBJECT, Shape},
         metadata_read,
     },
     subject::{MODEL_SERVER_LABEL, hpa::KEDA_SELECTOR},
@@ -212,6 +212,7 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
         };
         let ours = ours(kind);
         if policy.may_enforce(kind)
+            && kinds::is_filled(kind.group, kind.kind)
             && of_kind().any(|rule| rule.fill.is_some() && policy.may_run(rule, kind))
         {
             defaults.push((kind, ours.clone()));
@@ -367,9 +368,9 @@ fn accelerator(templates: &[PodTemplates]) -> String {
     parts.extend(templates.iter().map(|templates| {
         let (guard, path) = guarded("object", templates.list);
         if templates.list.is_empty() {
-            return template("object", templates.path);
+            return shaped("object", templates);
         }
-        let each = template("g", templates.path);
+        let each = shaped("g", templates);
         format!("({guard}(size({path}) > {CHEAP} || {path}.exists(g, {each})))")
     }));
     parts.join(" || ")
@@ -391,6 +392,19 @@ fn guarded(object: &str, path: &[&str]) -> (String, String) {
     (guard, whole)
 }
 
+/// Whether what stands at a path below `object` may ask for an accelerator.
+fn shaped(object: &str, templates: &PodTemplates) -> String {
+    let (guard, at) = guarded(object, templates.path);
+    let condition = match templates.shape {
+        Shape::Template => return template(object, templates.path),
+        Shape::Spec => pod_spec(&at),
+        Shape::Container => format!("(has({at}.resources) && {})", asks(&at)),
+        Shape::Metadata => metadata(&at),
+        Shape::Any => return format!("({})", guard.trim_end_matches(" && ")),
+    };
+    format!("({guard}({condition}))")
+}
+
 /// Whether a pod asks for an extended resource, a device claim or a share of a GPU, calls itself a
 /// model server, or has too many containers to look through. Extended resources are the ones with a
 /// domain (kubernetes.io/docs/concepts/configuration/manage-resources-containers); shares are asked
@@ -398,21 +412,44 @@ fn guarded(object: &str, path: &[&str]) -> (String, String) {
 fn template(object: &str, path: &[&str]) -> String {
     let (guard, template) = guarded(object, path);
     let metadata = format!(
-        "(has({template}.metadata) && ({} || {} || {}))",
-        held(&format!("{template}.metadata.labels"), MODEL_SERVER_LABEL),
-        held(&format!("{template}.metadata.annotations"), "gpu-fraction"),
-        held(&format!("{template}.metadata.annotations"), "gpu-memory"),
+        "(has({template}.metadata) && ({}))",
+        metadata(&format!("{template}.metadata"))
     );
-    let path = format!("{template}.spec");
+    let spec = format!("{template}.spec");
+    let pod = pod_spec(&spec);
+    format!("({guard}({metadata} || (has({spec}) && ({pod}))))")
+}
+
+/// Whether labels or annotations call a pod a model server or ask for a share of a GPU.
+fn metadata(metadata: &str) -> String {
+    format!(
+        "{} || {} || {}",
+        held(&format!("{metadata}.labels"), MODEL_SERVER_LABEL),
+        held(&format!("{metadata}.annotations"), "gpu-fraction"),
+        held(&format!("{metadata}.annotations"), "gpu-memory"),
+    )
+}
+
+/// Whether a container that has resources asks for one with a domain, or for a claim.
+fn asks(container: &str) -> String {
+    let asks = |map: &str| {
+        let map = format!("{container}.resources.{map}");
+        format!("(has({map}) && {map}.exists(r, r.contains('/')))")
+    };
+    format!(
+        "({} || {} || has({container}.resources.claims))",
+        asks("limits"),
+        asks("requests"),
+    )
+}
+
+/// Whether something in a pod spec asks for an accelerator.
+fn pod_spec(path: &str) -> String {
     let containers = |list: &str| {
-        let asks = |map: &str| {
-            format!("(has(c.resources.{map}) && c.resources.{map}.exists(r, r.contains('/')))")
-        };
         format!(
             "(has({path}.{list}) && (size({path}.{list}) > {CHEAP} || {path}.{list}.exists(c, \
-             has(c.resources) && ({} || {} || has(c.resources.claims)))))",
-            asks("limits"),
-            asks("requests"),
+             has(c.resources) && {})))",
+            asks("c"),
         )
     };
     // Resources of the pod as a whole count like a container's (KEP-2837).
@@ -421,8 +458,7 @@ fn template(object: &str, path: &[&str]) -> String {
          {path}.resources.limits.exists(r, r.contains('/')))"
     );
     format!(
-        "({guard}({metadata} || (has({path}) && ({} || {} || {pod_level} || \
-         has({path}.resourceClaims)))))",
+        "{} || {} || {pod_level} || has({path}.resourceClaims)",
         containers("containers"),
         containers("initContainers"),
     )
@@ -458,12 +494,27 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
     let mut pods = false;
     for row in rows {
         let ParentKind { group, kind } = &row.parent;
-        let named = row.suffix.as_ref().map(|suffix| {
-            format!(" && has(object.metadata.name) && object.metadata.name == o.name + '{suffix}'")
-        });
+        let mut shape = String::new();
+        let names: Vec<String> = if row.same_name {
+            vec!["o.name".to_owned()]
+        } else {
+            let behind = |suffix| format!("o.name + '{suffix}'");
+            row.suffixes.iter().map(behind).collect()
+        };
+        if !names.is_empty() {
+            let _ = write!(
+                shape,
+                " && has(object.metadata.name) && object.metadata.name in [{}]",
+                names.join(", ")
+            );
+        }
+        if let Some(label) = &row.label {
+            let labels = "object.metadata.labels";
+            let held = held(labels, label);
+            let _ = write!(shape, " && {held} && {labels}['{label}'] == o.name");
+        }
         parents.push(format!(
-            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{})",
-            named.unwrap_or_default()
+            "(o.apiVersion.startsWith('{group}/') && o.kind == '{kind}'{shape})"
         ));
         pods |= row.pod_owner;
     }
@@ -487,7 +538,7 @@ fn child_of_judged(kind: &Kind) -> Option<String> {
     controlled_by(rows_making(kind).filter(|row| {
         row.judged
             && row.label.is_none()
-            && row.suffix.is_none()
+            && row.suffixes.is_empty()
             && !row.same_name
             && !row.pod_owner
     }))

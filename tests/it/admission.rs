@@ -194,7 +194,7 @@ async fn what_the_old_object_had_warns_and_what_is_new_denies() {
 fn server() -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "llm", "namespace": "inference"},
+        "metadata": {"name": "llm-predictor", "namespace": "inference"},
         "spec": {"replicas": 1, "template": {"spec": {"schedulerName": "default-scheduler", "containers": [{
             "name": "vllm", "image": "vllm/vllm-openai:v0.11.0",
             "args": ["--model=m", "--tensor-parallel-size=8"],

@@ -73,6 +73,24 @@ pub(crate) fn guarded() -> Result<&'static Guarded> {
         .map_err(|error| anyhow!("{error}"))
 }
 
+/// How often the API server asked about objects of a kind.
+pub(crate) fn reviews_of(gangplank: &Gangplank, kind: &str) -> Result<usize> {
+    let metrics = get(gangplank, "/metrics")?.1;
+    let named = format!("\"{kind}\"");
+    let of_kind = metrics.lines().filter(|line| {
+        line.starts_with("gangplank_admission_reviews_total") && line.contains(&named)
+    });
+    of_kind
+        .map(|line| {
+            Ok(line
+                .rsplit(' ')
+                .next()
+                .context("a count")?
+                .parse::<usize>()?)
+        })
+        .sum()
+}
+
 pub(crate) fn hpa(name: &str, metric: &str) -> Value {
     json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
@@ -574,21 +592,7 @@ fn a_life_among_existing_violations_and_without_the_server() -> Result<()> {
     let mut gangplank = guard(&cluster, &[])?;
 
     // Karpenter writes its hash to the object itself; that is none of our business.
-    let asked = |gangplank: &Gangplank| -> Result<usize> {
-        let metrics = get(gangplank, "/metrics")?.1;
-        let of_pools = metrics.lines().filter(|line| {
-            line.starts_with("gangplank_admission_reviews_total") && line.contains("\"NodePool\"")
-        });
-        of_pools
-            .map(|line| {
-                Ok(line
-                    .rsplit(' ')
-                    .next()
-                    .context("a count")?
-                    .parse::<usize>()?)
-            })
-            .sum()
-    };
+    let asked = |gangplank: &Gangplank| reviews_of(gangplank, "NodePool");
     // Nor is what it writes to the status, and a finalizer.
     let own_writes = |number: u32| -> Result<()> {
         let hash = format!("karpenter.sh/nodepool-hash={number}");

@@ -468,6 +468,34 @@ fn children_that_a_controller_writes_are_never_refused() {
     }
 }
 
+/// KEDA copies the annotations of a ScaledObject to its HorizontalPodAutoscaler, and would try again for
+/// ever.
+#[test]
+fn a_controller_may_copy_what_its_owner_carries() {
+    let mut copy = scaler(FINE, UNREADABLE);
+    copy["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "llm", "uid": "u",
+        "controller": true,
+    }]);
+    let review = judge(&policy(&json!({})), answered(Grant::Refused), None, &copy);
+    assert_eq!(outcome(&review, "exemption-malformed"), "warned");
+}
+
+/// What lay ready is no older than the write that needs it, and bounded like it.
+#[test]
+fn a_date_beyond_the_limit_is_not_used_later() {
+    let far = "until=2031-01-31; owner=team-llm; reason=load test";
+    let (old, new) = (scaler(FINE, far), scaler(BAD, far));
+    let change = |rights| judge(&policy(&json!({})), rights, Some(&old), &new);
+    assert_eq!(outcome(&change(answered(Grant::Allowed)), RULE), "denied");
+    assert!(change(Rights::askable()).asks.is_empty());
+    // In use it stays good, though the policy now allows less.
+    let old = scaler(BAD, VALID);
+    let less = policy(&json!({"exemptions": {"maxDays": 7}}));
+    let review = judge(&less, Rights::default(), Some(&old), &touched(old.clone()));
+    assert_eq!(outcome(&review, RULE), "exempt");
+}
+
 /// What people read, in every case.
 #[test]
 fn the_text_of_every_answer() {

@@ -21,6 +21,7 @@ mod exemptions;
 mod fixtures;
 mod formats;
 mod helm;
+mod kinds;
 mod node_pools;
 mod policy;
 mod ratchet;

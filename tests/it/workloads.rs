@@ -245,7 +245,7 @@ fn what_it_says_to_write_is_clean(kubectl: &Kubectl, denial: &str) -> Result<Val
     let gang: Vec<String> = answer
         .warnings()
         .into_iter()
-        .map(|line| line.to_owned())
+        .map(str::to_owned)
         .filter(|line| line.contains("gang-"))
         .collect();
     assert!(gang.is_empty(), "{gang:?}");
@@ -381,6 +381,34 @@ fn stateful_sets_of_one_pod_and_of_a_gang_that_kai_cannot_make() -> Result<()> {
         "gang-scheduling",
         &["kai.scheduler/queue: <leaf queue>"],
     )?;
+    Ok(())
+}
+
+#[test]
+fn rollouts_of_one_pod_and_of_a_gang_that_no_scheduler_makes() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("rollouts")?;
+    let rollout = |name: &str, args: &[&str]| {
+        let mut object = deployment(name, 2, args);
+        object["apiVersion"] = json!("argoproj.io/v1alpha1");
+        object["kind"] = json!("Rollout");
+        object
+    };
+    let kai = vec![(SCHEDULER, json!("kai-scheduler"))];
+    is_filled_and_stays_so(&kubectl, &(rollout("", ONE_POD), kai))?;
+    let denial = is_denied(
+        &kubectl,
+        &rollout("bad", TWO_PODS),
+        "gang-scheduling",
+        &["makes no gang of a Rollout's pods", "kind: LeaderWorkerSet"],
+    )?;
+    kubectl.apply(&instead(&denial))?.success()?;
+    // Its pods are those of the Deployment that it names.
+    let mut by_reference = rollout("by-reference", TWO_PODS);
+    let spec = by_reference["spec"].as_object_mut().context("a spec")?;
+    spec.remove("template");
+    by_reference["spec"]["workloadRef"] =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"});
+    kubectl.create(&by_reference.to_string())?.success()?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::is_new;
+use super::{is_made, is_new};
 use crate::{
     declare_rule,
     exempt::{self, Annotation, PREFIX},
@@ -15,7 +15,7 @@ declare_rule! {
     /// An annotation `exempt.gangplank.dev/<rule-id>` that exempts from nothing: its rule does not
     /// exist or is not one to be exempted from, it lacks an end, an owner or a reason, its date is none
     /// or further ahead than the policy allows (`exemptions.maxDays`). New or changed it is denied; one
-    /// that stands there already warns.
+    /// that stands there already, or that a controller has copied from the object's owner, warns.
     ///
     /// # Why it hurts
     /// Whoever wrote it believes that the object is exempt until it is refused at the worst moment, and
@@ -86,7 +86,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
             .value(annotation.value.clone())
             .instead(fault.instead)
             .fingerprint(format!("{}: {}", annotation.rule, annotation.value));
-        if is_new {
+        if is_new && !is_made(cx) {
             out.report(finding);
         } else {
             out.report_at(Level::Warn, finding);

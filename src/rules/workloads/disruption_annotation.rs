@@ -75,7 +75,7 @@ declare_rule! {
         id: "disruption-annotation",
         summary: "A request to leave the pods alone that no node autoscaler reads",
         group: Workloads,
-        kinds: kinds::WORKLOADS,
+        kinds: kinds::TEMPLATED,
         labels: &["gangplank.dev/model-server"],
         annotations: &[
             "karpenter.sh/do-not-disrupt",
@@ -94,7 +94,7 @@ const DO_NOT_EVICT: &str = "karpenter.sh/do-not-evict";
 const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
+    let [serving] = cx.servings() else {
         return;
     };
     for set in serving.workload.live_sets() {

@@ -6,7 +6,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, NoParams, kinds},
-    subject::at,
+    subject::{at, workload::Serving},
 };
 
 declare_rule! {
@@ -78,12 +78,14 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, judge);
+}
+
+fn judge(serving: &Serving<'_>, out: &mut Findings) {
     let container = &serving.server.container;
     let hook = at(container.value, &["lifecycle", "preStop"]);
-    if hook.is_some_and(Value::is_object) {
+    // What a controller merges these pods with may bring a hook.
+    if hook.is_some_and(Value::is_object) || serving.set.merged {
         return;
     }
     out.report(

@@ -1,11 +1,13 @@
 //! gang-priority: see the declaration.
 
+use serde_json::Value;
+
 use crate::{
     declare_rule,
     finding::{FieldPath, Finding},
     policy::SchedulerName,
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Spread},
+    subject::workload::{Kind, Serving, Spread},
 };
 
 declare_rule! {
@@ -88,13 +90,22 @@ const CLASS: &str = "priorityClassName";
 const PREEMPTIBILITY: &str = "kai.scheduler/preemptibility";
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
+    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+}
+
+fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) {
     let declared = &cx.policy.gang_scheduler;
     if !matches!(declared.name, SchedulerName::Kai | SchedulerName::Auto) {
         return;
     }
-    let Some(serving) = cx.serving() else {
+    // What becomes of KServe's and Dynamo's pods under KAI, and by which class, their controllers
+    // decide.
+    if matches!(
+        serving.workload.kind,
+        Kind::InferenceService | Kind::LlmInferenceService | Kind::DynamoGraph
+    ) {
         return;
-    };
+    }
     let template = &serving.set.template;
     let kai = declared
         .scheduler_name
@@ -123,13 +134,21 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     if label(PREEMPTIBILITY) == Some("non-preemptible") {
         return;
     }
-    // The owner's label, the pod's label, the pod's class: KAI's own order.
+    // The owner's label, the pod's label, the pod's class: KAI's own order; Grove has a member for
+    // the gang's.
     let owner = FieldPath::of(&["metadata", "labels", CLASS]);
+    let gangs = FieldPath::of(&["spec", "template", CLASS]);
+    let of_gang = gangs
+        .lookup(&cx.subject.value)
+        .and_then(Value::as_str)
+        .filter(|class| serving.workload.kind == Kind::PodCliqueSet && !class.is_empty());
     let (path, class) = if let Some(class) = serving.workload.label(CLASS) {
         (owner, Some(class))
+    } else if let Some(class) = of_gang {
+        (gangs, Some(class))
     } else if let Some(class) = template.label(CLASS) {
         (
-            template.path().clone().keys(&["metadata", "labels", CLASS]),
+            template.metadata_path().keys(&["labels", CLASS]),
             Some(class),
         )
     } else if let Some(class) = template.spec_text(CLASS) {

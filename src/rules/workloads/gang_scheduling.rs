@@ -23,6 +23,8 @@ use crate::{
 mod skeleton;
 mod unknown;
 
+use skeleton::group_container;
+
 declare_rule! {
     /// # What it finds
     ///
@@ -114,6 +116,9 @@ declare_rule! {
         annotations: &[
             "kai.scheduler/batch-min-member",
             "kai.scheduler/skip-podgrouper",
+            "nvidia.com/kai-scheduler-queue",
+            "pod-group-name",
+            "serving.kserve.io/deploymentMode",
             "scheduling.volcano.sh/group-min-member",
         ],
         level: Deny,
@@ -124,21 +129,33 @@ declare_rule! {
     }
 }
 
+/// The annotation by which a DynamoGraphDeployment names its KAI queue (ai-dynamo/dynamo
+/// deploy/operator/internal/consts/consts.go).
+const DYNAMO_QUEUE: &str = "nvidia.com/kai-scheduler-queue";
+
 /// What the API server puts where a schedulerName is silent.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(case) = Case::of(cx) else { return };
-    match case.serving.spread {
-        Spread::SinglePod => case.single_pod(out),
-        Spread::Group(pods) => case.group(pods, out),
-        Spread::Unknown => case.unknown(out),
-        Spread::One | Spread::Misfit { .. } => {}
-    }
+    cx.each_serving(out, |serving, out| {
+        let Some(case) = Case::of(cx, serving) else {
+            return;
+        };
+        match serving.spread {
+            Spread::SinglePod => case.single_pod(out),
+            Spread::Group(pods) => case.group(pods, out),
+            Spread::Unknown => case.unknown(out),
+            Spread::One | Spread::Misfit { .. } => {}
+        }
+    });
 }
 
 fn fill(cx: &Context<'_, NoParams>, edits: &mut Edits) {
-    let Some(case) = Case::of(cx) else { return };
+    // Kinds of several workloads are never filled.
+    let [serving] = cx.servings() else { return };
+    let Some(case) = Case::of(cx, serving) else {
+        return;
+    };
     let Some(members) = case.fillable_members() else {
         return;
     };
@@ -192,12 +209,11 @@ struct Case<'c, 'a> {
 }
 
 impl<'c, 'a> Case<'c, 'a> {
-    fn of(cx: &'c Context<'a, NoParams>) -> Option<Self> {
+    fn of(cx: &'c Context<'a, NoParams>, serving: &'a Serving<'a>) -> Option<Self> {
         let declared = &cx.policy.gang_scheduler;
         if declared.name == SchedulerName::None {
             return None;
         }
-        let serving = cx.serving()?;
         let grouped = matches!(serving.spread, Spread::Group(_));
         let catalog = Schedulers::builtin();
         let (scheduler, version) = if declared.name == SchedulerName::Auto {
@@ -284,10 +300,10 @@ impl<'c, 'a> Case<'c, 'a> {
     /// The pod sets that go to another scheduler, and the one that each names.
     fn elsewhere(&self) -> impl Iterator<Item = (FieldPath, &'a str)> {
         self.sets().filter_map(|set| {
-            let named = set
-                .template
-                .spec_text("schedulerName")
-                .unwrap_or(DEFAULT_SCHEDULER);
+            let named = match set.template.spec_text("schedulerName") {
+                None if self.kind().picks_scheduler() => return None,
+                named => named.unwrap_or(DEFAULT_SCHEDULER),
+            };
             (named != self.wanted).then(|| (Self::scheduler_path(set), named))
         })
     }
@@ -302,23 +318,56 @@ impl<'c, 'a> Case<'c, 'a> {
         self.kind().is_flat() && have != members && have != 0
     }
 
+    /// Whether the controller, which we do not see, decides where the pods go.
+    fn is_left_to_controller(&self) -> bool {
+        self.kind().picks_scheduler()
+            && self
+                .sets()
+                .any(|set| set.template.spec_text("schedulerName").is_none())
+    }
+
     fn queue_key(&self) -> Option<FieldPath> {
         let label = self.scheduler.queue.as_ref()?.label.as_ref()?;
-        Some(FieldPath::of(&["metadata", "labels", label]))
+        Some(match self.kind() {
+            // Where the controller surely takes it to the pods.
+            Kind::LlmInferenceService | Kind::PodCliqueSet => {
+                let template = &self.serving.set.template;
+                template.metadata_path().keys(&["labels", label])
+            }
+            _ => FieldPath::of(&["metadata", "labels", label]),
+        })
+    }
+
+    /// One of the owner's labels, where it reaches the pods.
+    fn owner_label(&self, key: &str) -> Option<&'a str> {
+        let workload = &self.serving.workload;
+        let passed_on = self.kind().passes_labels_on();
+        workload.label(key).filter(|_| passed_on)
     }
 
     fn queue(&self) -> QueueState<'a> {
         let Some(queue) = &self.scheduler.queue else {
             return QueueState::Settled;
         };
-        let workload = &self.serving.workload;
+        let known = |name: &str| self.cx.facts.queue(name);
+        if self.kind() == Kind::DynamoGraph {
+            // Dynamo's operator puts the label itself, with a queue of its own where none is named.
+            let named = self.serving.workload.annotation(DYNAMO_QUEUE);
+            return match named {
+                Some(name) if self.scheduler.name == "kai" && known(name) == Known::Absent => {
+                    QueueState::Nowhere(name)
+                }
+                _ => QueueState::Settled,
+            };
+        }
+        if self.is_left_to_controller() {
+            return QueueState::Settled;
+        }
         let named = queue.label.iter().chain(&queue.also).find_map(|key| {
-            workload
-                .label(key)
+            self.owner_label(key)
                 .or_else(|| self.serving.set.template.label(key))
                 .filter(|name| !name.is_empty())
         });
-        let known = |name: &str| self.cx.facts.queue(name);
         match named {
             Some(name) if self.scheduler.name == "kai" && known(name) == Known::Absent => {
                 QueueState::Nowhere(name)
@@ -347,7 +396,7 @@ impl<'c, 'a> Case<'c, 'a> {
             Kind::ReplicaSet => "ReplicaSet",
             Kind::Rollout => "Rollout",
             Kind::Job => "Job",
-            Kind::LeaderWorkerSet | Kind::Ray => return None,
+            _ => return None,
         };
         self.scheduler.minimum(kind, self.version)
     }
@@ -355,19 +404,14 @@ impl<'c, 'a> Case<'c, 'a> {
     fn mechanism(&self) -> Mechanism<'a> {
         let scheduler = self.scheduler;
         if let Some(external) = &scheduler.external
-            && self.kind().is_flat()
-            && (self.skips_grouping(external)
-                || self
-                    .serving
-                    .set
-                    .template
-                    .annotation(&external.group)
-                    .is_some())
+            && (self.kind().is_flat() || self.kind() == Kind::InferenceService)
+            && (self.skips_grouping(external) || self.group_named(external).is_some())
         {
             return Mechanism::External(external);
         }
         if !self.kind().is_flat() {
-            return if matches!(scheduler.name.as_str(), "kai" | "volcano" | "runai") {
+            let grouped = self.serving.workload.grouped;
+            return if grouped && matches!(scheduler.name.as_str(), "kai" | "volcano" | "runai") {
                 Mechanism::Native
             } else {
                 Mechanism::None
@@ -388,6 +432,16 @@ impl<'c, 'a> Case<'c, 'a> {
             return Mechanism::TaskGroups;
         }
         Mechanism::None
+    }
+
+    /// The group object that the pods name. KServe takes an InferenceService's annotations to them.
+    fn group_named(&self, external: &External) -> Option<&'a str> {
+        let template = self.serving.set.template.annotation(&external.group);
+        template.or_else(|| {
+            let passed_on = self.kind() == Kind::InferenceService;
+            let owner = self.serving.workload.annotation(&external.group);
+            owner.filter(|_| passed_on)
+        })
     }
 
     fn skips_grouping(&self, external: &External) -> bool {
@@ -564,6 +618,7 @@ impl<'c, 'a> Case<'c, 'a> {
             };
             if !self.tells_each()
                 && named == DEFAULT_SCHEDULER
+                && kinds::is_filled(self.cx.subject.group(), &self.cx.subject.kind)
                 && matches!(queue, QueueState::Missing)
             {
                 let message = format!(
@@ -592,7 +647,12 @@ impl<'c, 'a> Case<'c, 'a> {
                 let message = format!(
                     "There is no queue \"{name}\" yet: without it the pods are never scheduled."
                 );
-                let finding = Finding::new(self.queue_key().unwrap_or_default(), message)
+                let key = if self.kind() == Kind::DynamoGraph {
+                    Some(FieldPath::of(&["metadata", "annotations", DYNAMO_QUEUE]))
+                } else {
+                    self.queue_key()
+                };
+                let finding = Finding::new(key.unwrap_or_default(), message)
                     .value(name)
                     .fingerprint(self.fingerprint("queue-absent", members));
                 return out.report_at(level.min(Level::Warn), finding);
@@ -741,20 +801,26 @@ impl<'c, 'a> Case<'c, 'a> {
         let path = Self::scheduler_path(set);
         let value = path.lookup(&self.cx.subject.value).cloned();
         let kind = &self.cx.subject.kind;
+        let in_two = self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1;
+        let pods = if in_two {
+            "the two Deployments, head and workers, that KServe makes of them".to_owned()
+        } else {
+            format!("a {kind}'s pods")
+        };
         let finding = Finding::new(
             path,
             format!(
-                "{} spans {members} pods that only serve together, and {} makes no gang of a {kind}'s \
-                 pods: some can hold their GPUs for ever while the rest stay Pending.",
+                "{} spans {members} pods that only serve together, and {} makes no gang of {pods}: \
+                 some can hold their GPUs for ever while the rest stay Pending.",
                 self.ranks(),
                 self.title()
             ),
         )
         .instead(self.remedy(members))
-.mends_all()
+        .mends_all()
         .fingerprint(self.fingerprint("inexpressible", members));
         let finding = Finding { value, ..finding };
-        if self.kind().is_flat() {
+        if self.kind().is_flat() || in_two {
             out.report(finding);
         } else {
             out.report(finding.confidence(Confidence::Unknown));
@@ -831,10 +897,8 @@ impl<'c, 'a> Case<'c, 'a> {
     /// A group made by somebody else: three things have to come together.
     fn external(&self, external: &External, members: u64, out: &mut Findings) {
         let template = &self.serving.set.template;
-        let annotations = template.path().clone().keys(&["metadata", "annotations"]);
-        let named = template
-            .annotation(&external.group)
-            .filter(|name| !name.is_empty());
+        let annotations = template.metadata_path().key("annotations");
+        let named = self.group_named(external).filter(|name| !name.is_empty());
         let path = annotations.key(&external.group);
         let finding = |fault: &str, message: String| {
             Finding::new(path.clone(), message)
@@ -938,6 +1002,9 @@ impl<'c, 'a> Case<'c, 'a> {
                 .fingerprint(self.fingerprint("leader-ready", members)),
             );
         }
+        if self.kind() == Kind::PodCliqueSet {
+            self.cliques(members, out);
+        }
         if self.kind() == Kind::Ray {
             // An autoscaler that has started more than the minimum must be let do so.
             let autoscales = self.sets().any(|set| set.resizes);
@@ -974,6 +1041,60 @@ impl<'c, 'a> Case<'c, 'a> {
         }
     }
 
+    /// What Grove makes its gangs of: each clique's `minAvailable`, its replicas where it is silent.
+    fn cliques(&self, members: u64, out: &mut Findings) {
+        let value = &self.cx.subject.value;
+        for set in self.sets() {
+            let Some(spec) = set.template.path().parent() else {
+                continue;
+            };
+            let path = spec.key("minAvailable");
+            // A scaling group's replica is one instance; a clique alone may hold several.
+            let needed = if set.role == "member" {
+                set.count
+            } else {
+                members.min(set.count)
+            };
+            let least = path.lookup(value).and_then(Value::as_u64);
+            let Some(least) = least.filter(|least| *least < needed) else {
+                continue;
+            };
+            let name = set.template.path().parent().and_then(|spec| spec.parent());
+            let name = name.and_then(|clique| clique.key("name").lookup(value)?.as_str());
+            let fault = format!("clique-minimum-{}", name.unwrap_or_default());
+            out.report(
+                Finding::new(
+                    path,
+                    format!(
+                        "The gang may start with {least} of the {needed} pods of this clique that {} \
+                         needs: they hold their GPUs and serve nothing until the rest find a place.",
+                        self.ranks()
+                    ),
+                )
+                .value(least)
+                .instead(format!("minAvailable: {needed}\n"))
+                .fingerprint(self.fingerprint(&fault, members))
+                .severity(severity(needed - least)),
+            );
+        }
+        if self.is_left_to_controller() {
+            out.report_at(
+                Level::Warn,
+                Finding::new(
+                    Self::scheduler_path(&self.serving.set),
+                    format!(
+                        "{} spans {members} pods that only serve together, and where no scheduler is \
+                         named Grove's own configuration decides it: its default places pods one by one.",
+                        self.ranks()
+                    ),
+                )
+                .instead(format!("podSpec:\n  schedulerName: {}\n", self.wanted))
+                .confidence(Confidence::Unknown)
+                .fingerprint(self.fingerprint("unnamed", members)),
+            );
+        }
+    }
+
     /// Schedulers whose gangs need a group object that the pods name.
     fn reference(&self, named: &str, members: u64, out: &mut Findings) {
         let Some(group) = &self.scheduler.group else {
@@ -981,7 +1102,7 @@ impl<'c, 'a> Case<'c, 'a> {
         };
         let template = &self.serving.set.template;
         let (path, name) = if group.label.is_some() {
-            let path = template.path().clone().keys(&["metadata", "labels", named]);
+            let path = template.metadata_path().keys(&["labels", named]);
             (path, template.label(named))
         } else {
             let keys: Vec<&str> = named.split('.').collect();
@@ -1057,9 +1178,10 @@ impl<'c, 'a> Case<'c, 'a> {
         } else {
             ("v1alpha1", json!({"minMember": members}))
         };
-        let mut metadata = json!({"name": name});
+        let mut metadata = Map::new();
+        metadata.insert("name".into(), Value::from(name));
         if let Some(namespace) = &self.cx.subject.namespace {
-            metadata["namespace"] = Value::from(namespace.as_str());
+            metadata.insert("namespace".into(), Value::from(namespace.as_str()));
         }
         let object = json!({
             "apiVersion": format!("{}/{version}", group.api_group), "kind": "PodGroup",
@@ -1076,7 +1198,7 @@ impl<'c, 'a> Case<'c, 'a> {
             return;
         };
         let template = &self.serving.set.template;
-        let annotations = template.path().clone().keys(&["metadata", "annotations"]);
+        let annotations = template.metadata_path().key("annotations");
         let own = template.annotation(&keys.name).unwrap_or_default();
         let minimum = template
             .annotation(&keys.groups)
@@ -1417,7 +1539,11 @@ impl<'c, 'a> Case<'c, 'a> {
             } else {
                 members
             };
-            return self.skeleton(members, have.div_ceil(members.max(1)).max(1));
+            return match self.kind() {
+                Kind::InferenceService => self.outside_group(members),
+                Kind::LlmInferenceService => self.with_workers(members),
+                _ => self.skeleton(members, have.div_ceil(members.max(1)).max(1)),
+            };
         }
         let object = &self.cx.subject.value;
         let mut out = Value::Null;
@@ -1435,11 +1561,11 @@ impl<'c, 'a> Case<'c, 'a> {
         match mechanism {
             Mechanism::External(external) if self.grouped => {
                 let template = &self.serving.set.template;
-                let name = template
-                    .annotation(&external.group)
+                let name = self
+                    .group_named(external)
                     .filter(|name| !name.is_empty())
                     .unwrap_or(&self.cx.subject.name);
-                let named = template.path().clone().keys(&["metadata", "annotations"]);
+                let named = template.metadata_path().key("annotations");
                 put(&mut out, &annotation(&external.skip), Value::from("true"));
                 put(&mut out, &named.key(&external.group), Value::from(name));
             }
@@ -1470,6 +1596,64 @@ impl<'c, 'a> Case<'c, 'a> {
         for (path, _) in self.elsewhere() {
             put(&mut out, &path, Value::from(self.wanted));
         }
+        yaml(&out)
+    }
+
+    /// A PodGroup made beside an InferenceService, which joins the pods of its two Deployments.
+    fn outside_group(&self, members: u64) -> String {
+        let Some(external) = &self.scheduler.external else {
+            return format!(
+                "# an LLMInferenceService with spec.worker and spec.parallelism.pipeline: {members}, which \
+                 KServe runs as a LeaderWorkerSet\n"
+            );
+        };
+        let subject = self.cx.subject;
+        let queue = match self.queue() {
+            QueueState::Mapped(name) => name,
+            QueueState::Settled => self
+                .queue_key()
+                .and_then(|key| key.lookup(&subject.value)?.as_str())
+                .unwrap_or("<leaf queue>"),
+            QueueState::Missing | QueueState::Nowhere(_) => "<leaf queue>",
+        };
+        let predictor = json!({
+            "annotations": {external.skip.as_str(): "true", external.group.as_str(): subject.name},
+            "schedulerName": self.wanted,
+            "workerSpec": {"schedulerName": self.wanted},
+        });
+        let group = json!({
+            "apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup",
+            "metadata": {"name": subject.name, "namespace": subject.namespace},
+            "spec": {"minMember": members, "queue": queue},
+        });
+        format!(
+            "{}---\n{}# or an LLMInferenceService with spec.worker, which KServe runs as a LeaderWorkerSet\n",
+            yaml(&json!({"spec": {"predictor": predictor}})),
+            yaml(&group),
+        )
+    }
+
+    /// The part of an LLMInferenceService that makes KServe run it as a LeaderWorkerSet.
+    fn with_workers(&self, members: u64) -> String {
+        let set = &self.serving.set;
+        let mut out = Value::Null;
+        let Some(part) = set.template.path().parent() else {
+            return String::new();
+        };
+        let containers: Vec<Value> = set
+            .template
+            .containers()
+            .map(|container| group_container(container.value, "worker"))
+            .collect();
+        let worker = json!({"schedulerName": self.wanted, "containers": containers});
+        let pipeline = part.clone().keys(&["parallelism", "pipeline"]);
+        put(&mut out, &pipeline, Value::from(members));
+        put(
+            &mut out,
+            &Self::scheduler_path(set),
+            Value::from(self.wanted),
+        );
+        put(&mut out, &part.key("worker"), worker);
         yaml(&out)
     }
 
@@ -1906,7 +2090,13 @@ mod tests {
             }]);
             object
         };
-        let child = owned("serving.kserve.io/v1beta1", "InferenceService");
+        let mut child = owned("serving.kserve.io/v1beta1", "InferenceService");
+        assert_eq!(
+            verdict(&child, None),
+            Verdict::Deny,
+            "no name that KServe gives"
+        );
+        child["metadata"]["name"] = json!("llm-predictor");
         assert_eq!(mutated(&child, None), child);
         assert_eq!(verdict(&child, None), Verdict::Warn);
         let mut set = owned("apps/v1", "Deployment");

@@ -96,7 +96,7 @@ declare_rule! {
         id: "gang-topology",
         summary: "A demand on the place of a model's pods that works against the model",
         group: Workloads,
-        kinds: kinds::WORKLOADS,
+        kinds: kinds::TEMPLATED,
         labels: &["gangplank.dev/model-server"],
         annotations: &[
             "kai.scheduler/topology",
@@ -139,7 +139,7 @@ const EXCLUSIVE_SUBGROUPS: &str = "leaderworkerset.sigs.k8s.io/subgroup-exclusiv
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
+    let [serving] = cx.servings() else {
         return;
     };
     if let Some(pods) = tensor_pods(serving) {
@@ -412,7 +412,7 @@ fn placement(cx: &Context<'_, Params>, serving: &Serving<'_>, out: &mut Findings
     let one_group = match serving.workload.kind {
         Kind::StatefulSet | Kind::ReplicaSet | Kind::Rollout => true,
         Kind::Deployment => kai.minimum("Deployment", declared.version).is_some(),
-        Kind::Job | Kind::LeaderWorkerSet | Kind::Ray => false,
+        _ => false,
     };
     let independent = matches!(serving.spread, Spread::One | Spread::SinglePod);
     let Some((replicas, confidence)) =

@@ -67,7 +67,7 @@ declare_rule! {
         id: "gpu-requests-equal-limits",
         summary: "A request for accelerators that the API server refuses",
         group: Workloads,
-        kinds: kinds::WORKLOADS,
+        kinds: kinds::TEMPLATED,
         labels: &[],
         annotations: &[],
         level: Warn,
@@ -82,10 +82,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         return;
     }
     let subject = cx.subject;
-    let Some(workload) = Workload::of(subject.group(), &subject.kind, &subject.value) else {
-        return;
-    };
-    for set in &workload.pods {
+    let workloads = Workload::all(subject.group(), &subject.kind, &subject.value);
+    for set in workloads.iter().flat_map(|workload| &workload.pods) {
         let template = &set.template;
         for container in template.list("initContainers").chain(template.containers()) {
             let path = template.container_path(&container).key("resources");

@@ -78,7 +78,7 @@ declare_rule! {
         id: "gpu-toleration",
         summary: "A model server that claims GPUs and tolerates no taint",
         group: Workloads,
-        kinds: kinds::WORKLOADS,
+        kinds: kinds::TEMPLATED,
         labels: &["gangplank.dev/model-server"],
         annotations: &[],
         level: Warn,
@@ -92,7 +92,7 @@ declare_rule! {
 const USUAL: &str = "nvidia.com/gpu";
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
+    let [serving] = cx.servings() else {
         return;
     };
     let engines = cx.policy.catalog().engines();

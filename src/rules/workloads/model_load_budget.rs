@@ -8,7 +8,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, kinds},
-    subject::at,
+    subject::{at, workload::Serving},
 };
 
 declare_rule! {
@@ -100,9 +100,10 @@ impl Default for Params {
 }
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+}
+
+fn judge(cx: &Context<'_, Params>, serving: &Serving<'_>, out: &mut Findings) {
     let container = serving.server.container.value;
     // Liveness begins when the startup probe is done.
     let Some((name, probe)) = ["startupProbe", "livenessProbe"]

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::{
     declare_rule,
-    finding::Finding,
+    finding::{Finding, Segment},
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Spread},
+    subject::workload::{Kind, Serving, Spread},
 };
 
 declare_rule! {
@@ -80,9 +80,10 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+}
+
+fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) {
     let Spread::Misfit { ranks, gpus } = serving.spread else {
         return;
     };
@@ -90,18 +91,28 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let parallelism = &serving.server.parallelism;
     let title = serving.server.title();
     let described = parallelism.describe();
-    let (message, instead) = if serving.workload.kind == Kind::LeaderWorkerSet {
-        let size = serving.workload.size();
-        let needed = accelerators
-            .gpus
-            .known()
-            .map_or(size, |each| ranks.div_ceil(each.max(1)));
+    let size = serving.workload.size();
+    let needed = accelerators
+        .gpus
+        .known()
+        .map_or(size, |each| ranks.div_ceil(each.max(1)));
+    let resource = resource_key(serving);
+    let (message, instead) = if serving.joins_pods() {
         (
             format!(
                 "{title}'s {described} starts {ranks} ranks, and a group of {size} pods has {gpus} \
                  GPUs: it cannot start, and restarts for ever holding them."
             ),
-            json!({"spec": {"leaderWorkerTemplate": {"size": needed}}}),
+            match serving.workload.kind {
+                Kind::LeaderWorkerSet => {
+                    json!({"spec": {"leaderWorkerTemplate": {"size": needed}}})
+                }
+                Kind::DynamoGraph => json!({"multinode": {"nodeCount": needed}}),
+                Kind::LlmInferenceService => json!({"parallelism": {"pipeline": needed}}),
+                _ => {
+                    json!({"resources": {"limits": {resource: amount(resource, ranks.div_ceil(size.max(1)))}}})
+                }
+            },
         )
     } else {
         (
@@ -109,17 +120,25 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
                 "{title}'s {described} starts {ranks} ranks, and the pod has {gpus} GPUs and nothing \
                  that joins it to other pods: it cannot start, and restarts for ever holding them."
             ),
-            json!({"resources": {"limits": {accelerators.resource.as_str(): ranks}}}),
+            match serving.workload.kind {
+                Kind::DynamoGraph if ranks.is_multiple_of(gpus.max(1)) => {
+                    json!({"multinode": {"nodeCount": ranks / gpus.max(1)}})
+                }
+                _ => json!({"resources": {"limits": {resource: amount(resource, ranks)}}}),
+            },
         )
     };
     let path = accelerators.path.clone();
     let value: Option<Value> = path.lookup(&cx.subject.value).cloned();
     let alternative = match parallelism.tensor.count.known() {
-        Some(tensor) if ranks == tensor && fitting(gpus) > 1 => format!(
-            "# or {} ranks, as --tensor-parallel-size={}\n",
-            fitting(gpus),
-            fitting(gpus)
-        ),
+        Some(tensor) if ranks == tensor && fitting(gpus) > 1 => {
+            let fitting = fitting(gpus);
+            if serving.workload.stated.is_some() {
+                format!("# or {fitting} ranks, as parallelism.tensor: {fitting}\n")
+            } else {
+                format!("# or {fitting} ranks, as --tensor-parallel-size={fitting}\n")
+            }
+        }
         _ => String::new(),
     };
     let yaml = serde_saphyr::to_string(&instead).unwrap_or_default();
@@ -129,6 +148,25 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
         .fingerprint(format!("misfit:{ranks}"))
         .severity(u32::try_from(ranks.saturating_sub(gpus)).unwrap_or(u32::MAX));
     out.report(Finding { value, ..finding });
+}
+
+/// What the resource is called where it is asked for: Dynamo's services have a member of their own.
+pub(super) fn resource_key<'a>(serving: &'a Serving<'_>) -> &'a str {
+    match serving.accelerators.path.segments().last() {
+        Some(Segment::Key(key)) if key == DYNAMO_GPUS => DYNAMO_GPUS,
+        _ => &serving.accelerators.resource,
+    }
+}
+
+const DYNAMO_GPUS: &str = "gpu";
+
+/// An amount as that member takes it.
+pub(super) fn amount(resource: &str, number: u64) -> Value {
+    if resource == DYNAMO_GPUS {
+        Value::from(number.to_string())
+    } else {
+        Value::from(number)
+    }
 }
 
 /// The greatest power of two of ranks that these GPUs can take: engines divide attention heads.

@@ -6,6 +6,7 @@ use crate::{
     declare_rule,
     finding::Finding,
     rules::{Context, Findings, NoParams, kinds},
+    subject::workload::{Kind, Serving},
 };
 
 declare_rule! {
@@ -79,12 +80,15 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, judge);
+}
+
+fn judge(serving: &Serving<'_>, out: &mut Findings) {
     let container = &serving.server.container;
     let has = |probe: &str| container.value.get(probe).is_some_and(Value::is_object);
-    if has("readinessProbe") || has("startupProbe") {
+    // KServe and Dynamo put probes of their own where there are none.
+    let brought = serving.set.merged || serving.workload.kind == Kind::InferenceService;
+    if brought || has("readinessProbe") || has("startupProbe") {
         return;
     }
     let port = container

@@ -131,7 +131,7 @@ impl Default for Params {
 }
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
+    let [serving] = cx.servings() else {
         return;
     };
     let Some(case) = Case::of(cx, serving) else {
@@ -192,7 +192,7 @@ impl<'c, 'a> Case<'c, 'a> {
                 let path = ["spec", "rolloutStrategy", "rollingUpdateConfiguration"];
                 bounds(&path, json!(1), json!(0))
             }
-            Kind::ReplicaSet | Kind::Job | Kind::Ray => return None,
+            _ => return None,
         };
         Some(Self {
             cx,
@@ -426,14 +426,14 @@ fn one_node<'a>(template: &PodTemplate<'a>) -> Option<(FieldPath, &'a str)> {
         return Some((spec.keys(&["nodeSelector", HOSTNAME]), node));
     }
     let keys = [
-        "affinity",
         "nodeAffinity",
         "requiredDuringSchedulingIgnoredDuringExecution",
         "nodeSelectorTerms",
     ];
-    let path = spec.keys(&keys);
-    let terms = at(template.value(), &["spec"])
-        .and_then(|spec| at(spec, &keys)?.as_array())
+    let path = spec.key("affinity").keys(&keys);
+    let terms = template
+        .spec("affinity")
+        .and_then(|affinity| at(affinity, &keys)?.as_array())
         .filter(|terms| terms.len() == 1)?;
     let rows = terms.first()?.get("matchExpressions")?.as_array()?;
     rows.iter().enumerate().find_map(|(index, row)| {

@@ -130,7 +130,7 @@ enum Shared<'a> {
 }
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
+    let [serving] = cx.servings() else {
         return;
     };
     let engines = cx.policy.catalog().engines();

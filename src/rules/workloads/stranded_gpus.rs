@@ -5,8 +5,9 @@ use serde_json::json;
 use crate::{
     declare_rule,
     finding::{Confidence, Finding},
+    rules::workloads::parallelism_fits_pod::{amount, resource_key},
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::Spread,
+    subject::workload::{Serving, Spread},
 };
 
 declare_rule! {
@@ -75,21 +76,20 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+}
+
+fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) {
     let server = &serving.server;
     // Several servers may share the pod, and a group's ranks lie over all of its pods.
     if server.processes > 1 || !matches!(serving.spread, Spread::One | Spread::SinglePod) {
         return;
     }
     let accelerators = &serving.accelerators;
-    let container = server.path.clone().key("resources");
-    if !accelerators
-        .path
-        .to_string()
-        .starts_with(&container.to_string())
-    {
+    let container = server.path.clone().key("resources").to_string();
+    let its_own = accelerators.path.to_string().starts_with(&container)
+        || serving.set.template.is_asked_beside();
+    if !its_own {
         return;
     }
     let (Some(ranks), Some(gpus)) = (server.parallelism.world.known(), accelerators.gpus.known())
@@ -102,7 +102,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let path = accelerators.path.clone();
     let value = path.lookup(&cx.subject.value).cloned();
     let idle = gpus - ranks;
-    let instead = json!({"resources": {"limits": {accelerators.resource.as_str(): ranks}}});
+    let resource = resource_key(serving);
+    let instead = json!({"resources": {"limits": {resource: amount(resource, ranks)}}});
     let finding = Finding::new(
         path,
         format!(

@@ -108,9 +108,10 @@ impl Default for Params {
 const DEFAULT_GRACE: u64 = 30;
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    let Some(serving) = cx.serving() else {
-        return;
-    };
+    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+}
+
+fn judge(cx: &Context<'_, Params>, serving: &Serving<'_>, out: &mut Findings) {
     for set in serving.workload.live_sets() {
         if set
             .template
@@ -124,6 +125,9 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
         let written = path
             .lookup(&cx.subject.value)
             .filter(|value| !value.is_null());
+        if written.is_none() && set.merged {
+            continue;
+        }
         let Some(grace) = written.map_or(Some(DEFAULT_GRACE), Value::as_u64) else {
             continue;
         };
@@ -153,7 +157,8 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
 }
 
 fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
-    let Some(serving) = cx.serving() else {
+    // Kinds of several workloads are never filled.
+    let [serving] = cx.servings() else {
         return;
     };
     for set in serving.workload.live_sets() {

@@ -71,9 +71,7 @@ impl Case<'_, '_> {
             let name = match self.queue() {
                 QueueState::Mapped(name) => name,
                 QueueState::Settled => self
-                    .serving
-                    .workload
-                    .label(label)
+                    .owner_label(label)
                     .or_else(|| template.label(label))
                     .unwrap_or("<leaf queue>"),
                 QueueState::Missing | QueueState::Nowhere(_) => "<leaf queue>",
@@ -120,7 +118,9 @@ impl Case<'_, '_> {
     fn group_template(&self, role: &str) -> Value {
         let template = &self.serving.set.template;
         let mut spec = Map::new();
-        let all = at(template.value(), &["spec"]).and_then(Value::as_object);
+        let object = &self.cx.subject.value;
+        let all = template.spec_path().lookup(object);
+        let all = all.and_then(Value::as_object);
         for (key, value) in all.into_iter().flatten() {
             if !NOT_CARRIED.contains(&key.as_str()) && !is_pod_default(key, value) {
                 spec.insert(key.clone(), value.clone());
@@ -137,7 +137,9 @@ impl Case<'_, '_> {
             }
         }
         let texts = |map: &str| {
-            let mut texts = at(template.value(), &["metadata", map])
+            let path = template.metadata_path().key(map);
+            let mut texts = path
+                .lookup(object)
                 .and_then(Value::as_object)
                 .cloned()
                 .unwrap_or_default();
@@ -157,7 +159,7 @@ impl Case<'_, '_> {
 }
 
 /// A container for a group's pod: rank and leader address come from the LeaderWorkerSet.
-fn group_container(container: &Value, role: &str) -> Value {
+pub(super) fn group_container(container: &Value, role: &str) -> Value {
     let mut kept = container.as_object().cloned().unwrap_or_default();
     kept.retain(|key, value| {
         !is_container_default(key, value) && (role == "leader" || !PROBES.contains(&key.as_str()))
