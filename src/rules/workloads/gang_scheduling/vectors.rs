@@ -513,6 +513,7 @@ fn v23_an_autoscaler_below_the_gang() {
 #[test]
 fn v24_the_child_of_an_operator_is_only_reported() {
     let mut object = without_queue(gang(1));
+    object["metadata"]["name"] = json!("llm-predictor-worker");
     object["metadata"]["ownerReferences"] = json!([{
         "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "name": "llm",
         "uid": "u", "controller": true,
