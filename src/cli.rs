@@ -14,6 +14,7 @@ use crate::{
     report, source,
 };
 
+pub mod audit;
 pub mod check;
 pub mod exemptions;
 pub mod policy;
@@ -43,6 +44,8 @@ enum Command {
     Check(check::Args),
     /// List exemptions: from what, for what, until when, by whom and why
     Exemptions(exemptions::Args),
+    /// Judge what a cluster already runs; nothing is written
+    Audit(Box<audit::Args>),
     /// List the rules, or explain one
     Rules(rules::Args),
     /// Check a policy file, show what it comes to, or compare two
@@ -72,6 +75,14 @@ impl Colour {
     }
 }
 
+/// Where requests to a cluster run.
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))
+}
+
 /// Prints a text. A text that cannot be written is a job that was not done.
 fn print(text: &str, code: u8) -> u8 {
     match report::print(text) {
@@ -91,6 +102,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Exemptions(args) => exemptions::run(&args),
+            Command::Audit(args) => audit::run(&args),
             Command::Rules(args) => rules::run(&args),
             Command::Policy(command) => policy::run(&command),
         };

@@ -34,6 +34,14 @@ pub enum ClusterError {
     },
 }
 
+impl ClusterError {
+    /// Whether the API server knows who asks, and does not let them.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Request { error, .. }
+            if matches!(&**error, kube::Error::Api(status) if status.code == 403))
+    }
+}
+
 /// Which cluster, and as whom.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Cluster")]

@@ -5,6 +5,7 @@
 //! it finds. The webhook, the audit and `gangplank check` are edges around that one function.
 
 pub mod admin;
+pub mod audit;
 pub mod catalog;
 pub mod cli;
 pub mod cluster;

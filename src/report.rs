@@ -14,6 +14,7 @@ use crate::{
     subject::Subject,
 };
 
+pub mod audit;
 pub mod exemptions;
 pub mod github;
 pub mod human;
@@ -42,6 +43,8 @@ pub struct Entry {
     pub origin: Option<Origin>,
     /// Which object; none where none could be read.
     pub object: Option<ObjectName>,
+    /// Who an object of a cluster belongs to, where it says so.
+    pub owner: Option<String>,
     /// What came of it.
     pub outcome: Outcome,
 }

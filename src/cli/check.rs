@@ -97,6 +97,7 @@ pub fn run(args: &Args) -> u8 {
         report.add(Entry {
             origin: Some(origin),
             object,
+            owner: None,
             outcome,
         });
     }

@@ -3,16 +3,17 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
-use kube::api::DynamicObject;
+use serde_json::Value;
 
 use crate::{
+    audit,
     cli::{FAILED, check::Reader},
     cluster::{
         ClusterArgs,
-        list::{objects, resource},
+        list::{Scope, objects},
     },
     exempt,
-    facts::{Facts, Listed, Watched},
+    facts::Facts,
     policy::Policy,
     report::{
         self, ObjectName,
@@ -21,7 +22,7 @@ use crate::{
     review::{Skip, review},
     rules::kinds,
     source,
-    subject::{Door, Subject},
+    subject::{Door, Subject, at},
 };
 
 /// The arguments of `gangplank exemptions`.
@@ -186,44 +187,20 @@ async fn of_cluster(
 ) -> Result<Ledger, String> {
     let client = cluster.client().await.map_err(|error| error.to_string())?;
     let mut ledger = Ledger::default();
-    // What rules know besides the object: as the webhook does, by its watches.
-    let mut facts = Facts::unknown();
-    for watched in Watched::ALL {
-        let (group, version, plural) = watched.resource();
-        let resource = resource(group, version, watched.kind(), plural);
-        let engines = policy.catalog().engines();
-        let digest = |object: DynamicObject| {
-            let namespace = object.metadata.namespace.clone().unwrap_or_default();
-            let name = object.metadata.name.clone().unwrap_or_default();
-            let value = serde_json::to_value(object).ok()?;
-            Some((namespace, name, watched.fact(&value, engines)?))
-        };
-        match objects(&client, &resource, digest).await {
-            Ok(Some(all)) => {
-                let mut listed = Listed::default();
-                for (namespace, name, fact) in all {
-                    listed.add(&namespace, &name, fact);
-                }
-                facts = facts.with_cluster(|cluster| cluster.replace(watched, &listed));
-            }
-            Ok(None) => facts = facts.with_cluster(|cluster| cluster.unserved(watched)),
-            Err(error) => ledger.errors.push(error.to_string()),
-        }
-    }
+    let facts = audit::facts(&client, policy, &Scope::default(), &mut ledger.errors).await;
     let mut used = BTreeSet::new();
     for kind in kinds::ALL {
         let resource = kind.api_resource();
-        let keep = |object: DynamicObject| {
-            let namespace = object.metadata.namespace.clone();
-            let value = serde_json::to_value(object).ok()?;
+        let keep = |value: Value| {
+            let namespace = at(&value, &["metadata", "namespace"]).and_then(Value::as_str);
             let is_exempt = exempt::annotations(&value).next().is_some()
                 || namespace.is_some_and(|namespace| {
                     let exempted = policy.exemptions().namespaces();
-                    exempted.iter().any(|one| one.covers(&namespace))
+                    exempted.iter().any(|one| one.covers(namespace))
                 });
             is_exempt.then_some(value)
         };
-        let all = match objects(&client, &resource, keep).await {
+        let all = match objects(&client, &resource, None, keep).await {
             Ok(all) => all.unwrap_or_default(),
             Err(error) => {
                 ledger.errors.push(error.to_string());

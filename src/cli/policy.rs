@@ -6,13 +6,16 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{DENIED, FAILED, OK, check::Reader},
+    audit::{self, ByPolicy, Judge, Plan},
+    cli::{DENIED, FAILED, OK, audit::Bar, check::Reader},
+    cluster::ClusterArgs,
     facts::Facts,
     finding::{Level, Verdict},
     policy::Policy,
     report::{self, ObjectName},
     review::{Review, Skip, review},
     rules::page,
+    subject::Subject,
     text::harmless,
 };
 
@@ -54,12 +57,15 @@ pub enum Command {
         /// The policy file to come
         #[arg(value_name = "NEW")]
         new: PathBuf,
-        /// Files and folders of manifests; - reads standard input
-        #[arg(value_name = "PATH", required = true)]
+        /// Files and folders of manifests, - for standard input; without any, the cluster
+        #[arg(value_name = "PATH", conflicts_with_all = ["kubeconfig", "context"])]
         paths: Vec<PathBuf>,
         /// The form of the report
         #[arg(long, short, value_enum, default_value_t = Output::Text)]
         output: Output,
+        /// Which cluster, where there is no path.
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// Print the JSON Schema of policy files
     Schema,
@@ -106,11 +112,19 @@ pub fn run(command: &Command) -> u8 {
             new,
             paths,
             output,
+            cluster,
         } => {
             let policies = super::load_policy(Some(old))
                 .and_then(|old| Ok((old, super::load_policy(Some(new))?)));
-            policies.map(|(old, new)| {
-                let diff = Diff::of(&old, &new, paths);
+            let diff = policies.and_then(|(old, new)| {
+                if paths.is_empty() {
+                    let of_cluster = Diff::of_cluster(cluster, old, new);
+                    super::runtime()?.block_on(of_cluster)
+                } else {
+                    Ok(Diff::of_files(&old, &new, paths))
+                }
+            });
+            diff.map(|diff| {
                 let text = match output {
                     Output::Text => diff.text(),
                     Output::Json => diff.json(),
@@ -213,8 +227,8 @@ type Said = (&'static str, Level, String);
 
 /// An object of which two policies say different things.
 struct Change {
-    file: String,
-    line: Option<usize>,
+    /// The file and the line in it; none for what lives in a cluster.
+    place: Option<(String, Option<usize>)>,
     object: ObjectName,
     verdicts: (Verdict, Verdict),
     /// What only the old policy says, and what only the new one does.
@@ -230,8 +244,45 @@ struct Diff {
     errors: Vec<String>,
 }
 
+impl Change {
+    /// What two policies say of an object, where it is not the same.
+    fn of(subject: &Subject, before: &Review, after: &Review) -> Option<Self> {
+        let (was, is) = (said(before), said(after));
+        if after.skipped == Some(Skip::Kind) || (was == is && before.verdict() == after.verdict()) {
+            return None;
+        }
+        let only = |of: &[Said], not: &[Said]| {
+            let only = of.iter().filter(|one| !not.contains(one));
+            only.cloned().collect()
+        };
+        Some(Self {
+            place: None,
+            object: ObjectName::from(subject),
+            verdicts: (before.verdict(), after.verdict()),
+            gone: only(&was, &is),
+            come: only(&is, &was),
+        })
+    }
+}
+
+/// Judges by two policies.
+struct ByBoth {
+    old: ByPolicy,
+    new: ByPolicy,
+}
+
+impl Judge for ByBoth {
+    type Told = Option<Change>;
+
+    fn judge(&self, subject: Subject) -> Option<Self::Told> {
+        let before = self.old.judge(subject.clone())?.review;
+        let after = self.new.judge(subject.clone())?.review;
+        Some(Change::of(&subject, &before, &after))
+    }
+}
+
 impl Diff {
-    fn of(old: &Policy, new: &Policy, paths: &[PathBuf]) -> Self {
+    fn of_files(old: &Policy, new: &Policy, paths: &[PathBuf]) -> Self {
         let mut reader = Reader::default();
         for path in paths {
             reader.path(path);
@@ -259,29 +310,37 @@ impl Diff {
             diff.objects += 1;
             let before = review(old, &old_facts, &subject, now);
             let after = review(new, &new_facts, &subject, now);
-            if after.skipped == Some(Skip::Kind) {
-                continue;
-            }
-            let (was, is) = (said(&before), said(&after));
-            if was == is && before.verdict() == after.verdict() {
-                continue;
-            }
-            let only = |of: &[Said], not: &[Said]| {
-                of.iter()
-                    .filter(|one| !not.contains(one))
-                    .cloned()
-                    .collect()
-            };
-            diff.changes.push(Change {
-                file: origin.file.to_string(),
-                line: origin.line,
-                object: ObjectName::from(&subject),
-                verdicts: (before.verdict(), after.verdict()),
-                gone: only(&was, &is),
-                come: only(&is, &was),
-            });
+            let change = Change::of(&subject, &before, &after);
+            diff.changes.extend(change.map(|change| Change {
+                place: Some((origin.file.to_string(), origin.line)),
+                ..change
+            }));
         }
         diff
+    }
+
+    async fn of_cluster(cluster: &ClusterArgs, old: Policy, new: Policy) -> Result<Self, String> {
+        let client = cluster.client().await.map_err(|error| error.to_string())?;
+        let plan = Plan::default();
+        let bar = Bar::new();
+        let now = Timestamp::now();
+        let mut errors = Vec::new();
+        let by = async |policy: Policy, errors: &mut Vec<String>| ByPolicy {
+            facts: Arc::new(audit::facts(&client, &policy, &plan.scope, errors).await),
+            policy: Arc::new(policy),
+            now,
+            rules: Vec::new(),
+        };
+        let old = by(old, &mut Vec::new()).await;
+        let new = by(new, &mut errors).await;
+        let seen = audit::run(&client, &plan, &Arc::new(ByBoth { old, new }), &bar).await;
+        bar.done();
+        errors.extend(seen.unseen);
+        Ok(Self {
+            objects: seen.objects.len(),
+            changes: seen.objects.into_iter().flatten().collect(),
+            errors,
+        })
     }
 
     fn count(&self, is: impl Fn(Verdict, Verdict) -> bool) -> usize {
@@ -315,14 +374,18 @@ impl Diff {
             let _ = writeln!(text, "error: {error}");
         }
         for change in &self.changes {
-            let line = change.line.map_or(String::new(), |line| format!(":{line}"));
             let (was, is) = change.verdicts;
             let verdict = if was == is {
                 was.as_str().to_owned()
             } else {
                 format!("{} -> {}", was.as_str(), is.as_str())
             };
-            let object = format!("{} ({}{line})", change.object, change.file);
+            let place = match &change.place {
+                Some((file, Some(line))) => format!(" ({file}:{line})"),
+                Some((file, None)) => format!(" ({file})"),
+                None => String::new(),
+            };
+            let object = format!("{}{place}", change.object);
             let _ = writeln!(text, "{verdict}: {}", harmless(&object));
             for (sign, list) in [('-', &change.gone), ('+', &change.come)] {
                 for (rule, level, path) in list {
@@ -362,8 +425,8 @@ impl Diff {
             .iter()
             .map(|change| {
                 json!({
-                    "file": change.file,
-                    "line": change.line,
+                    "file": change.place.as_ref().map(|(file, _)| file),
+                    "line": change.place.as_ref().and_then(|(_, line)| *line),
                     "object": {
                         "apiVersion": change.object.api_version, "kind": change.object.kind,
                         "namespace": change.object.namespace, "name": change.object.name,

@@ -7,6 +7,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams, ObjectList, PartialObjectMeta},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::ClusterError;
 use crate::rules::Kind;
@@ -14,8 +15,8 @@ use crate::rules::Kind;
 /// Objects asked for at a time.
 const PAGE: u32 = 500;
 
-/// How often a list is begun anew when the API server has forgotten where it was (410, after five
-/// minutes: kubernetes/kubernetes, etcd's compaction).
+/// How often a list goes on, or is begun anew, when the API server has forgotten where it was (410,
+/// after five minutes: kubernetes/kubernetes, etcd's compaction).
 const ATTEMPTS: usize = 3;
 
 /// How a kind is asked for.
@@ -39,9 +40,68 @@ impl Kind {
         let version = self.versions.first().copied().unwrap_or_default();
         resource(self.group, version, self.kind, self.resource)
     }
+
+    /// How its objects are asked for, in each of its versions.
+    pub fn api_resources(&self) -> impl Iterator<Item = ApiResource> {
+        let versions = self.versions.iter();
+        versions.map(|version| resource(self.group, version, self.kind, self.resource))
+    }
 }
 
-/// Every object of a kind; what `keep` makes of it stays. None where the cluster does not serve the
+/// Which of the objects of a kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Those of a namespace; without it, of all.
+    pub namespace: Option<String>,
+    /// Those with these labels, as kubectl writes a selector.
+    pub selector: Option<String>,
+}
+
+/// Takes the objects of a list.
+pub trait Sink<K> {
+    /// A page of them, and how many the server says are still to come.
+    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()>;
+    /// The list begins anew: what was taken comes again.
+    fn begin_again(&mut self);
+}
+
+/// Every object of a kind as it stands. False where the cluster does not serve the kind.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn values(
+    client: &Client,
+    resource: &ApiResource,
+    scope: &Scope,
+    sink: &mut impl Sink<Value>,
+) -> Result<bool, ClusterError> {
+    let path = match &scope.namespace {
+        Some(namespace) => {
+            Api::<DynamicObject>::namespaced_with(client.clone(), namespace, resource)
+                .resource_url()
+                .to_owned()
+        }
+        None => Api::<DynamicObject>::all_with(client.clone(), resource)
+            .resource_url()
+            .to_owned(),
+    };
+    let request = kube::core::Request::new(path);
+    let fetch = |params: ListParams| {
+        let params = ListParams {
+            label_selector: scope.selector.clone(),
+            ..params
+        };
+        let request = request.list(&params);
+        let client = client.clone();
+        async move {
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            client.request::<ObjectList<Value>>(request).await
+        }
+    };
+    pages(resource, fetch, sink).await
+}
+
+/// Every object of a kind, or those of a namespace; what `keep` makes of it stays. None where the cluster does not serve the
 /// kind.
 ///
 /// # Errors
@@ -49,14 +109,16 @@ impl Kind {
 pub async fn objects<T>(
     client: &Client,
     resource: &ApiResource,
-    keep: impl Fn(DynamicObject) -> Option<T>,
+    namespace: Option<&str>,
+    keep: impl Fn(Value) -> Option<T>,
 ) -> Result<Option<Vec<T>>, ClusterError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
-    let fetch = |params: ListParams| {
-        let api = api.clone();
-        async move { api.list(&params).await }
+    let scope = Scope {
+        namespace: namespace.map(str::to_owned),
+        selector: None,
     };
-    pages(resource, fetch, keep).await
+    let mut kept = Kept::new(keep);
+    let served = values(client, resource, &scope, &mut kept).await?;
+    Ok(served.then_some(kept.kept))
 }
 
 /// As [`objects`], of the metadata alone.
@@ -73,24 +135,61 @@ pub async fn metadata<T>(
         let api = api.clone();
         async move { api.list_metadata(&params).await }
     };
-    pages(resource, fetch, keep).await
+    let mut kept = Kept::new(keep);
+    let served = pages(resource, fetch, &mut kept).await?;
+    Ok(served.then_some(kept.kept))
 }
 
-async fn pages<K, T, F>(
+/// The names of the cluster's namespaces.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn namespaces(client: &Client) -> Result<Vec<String>, ClusterError> {
+    let namespaces = resource("", "v1", "Namespace", "namespaces");
+    let named = metadata(client, &namespaces, |namespace| namespace.metadata.name).await?;
+    Ok(named.unwrap_or_default())
+}
+
+/// Keeps what a function makes of each object.
+struct Kept<T, F> {
+    keep: F,
+    kept: Vec<T>,
+}
+
+impl<T, F> Kept<T, F> {
+    const fn new(keep: F) -> Self {
+        Self {
+            keep,
+            kept: Vec::new(),
+        }
+    }
+}
+
+impl<K, T, F: Fn(K) -> Option<T>> Sink<K> for Kept<T, F> {
+    async fn take(&mut self, items: Vec<K>, _: Option<u64>) {
+        self.kept.extend(items.into_iter().filter_map(&self.keep));
+    }
+
+    fn begin_again(&mut self) {
+        self.kept.clear();
+    }
+}
+
+async fn pages<K, F>(
     resource: &ApiResource,
     fetch: impl Fn(ListParams) -> F,
-    keep: impl Fn(K) -> Option<T>,
-) -> Result<Option<Vec<T>>, ClusterError>
+    sink: &mut impl Sink<K>,
+) -> Result<bool, ClusterError>
 where
     K: Clone + Debug + DeserializeOwned,
     F: Future<Output = kube::Result<ObjectList<K>>>,
 {
     let refused = |error| ClusterError::Request {
-        what: format!("list {}.{}", resource.plural, resource.group),
+        what: format!("list {}", name(resource)),
         error: Box::new(error),
     };
     let mut attempt = 1;
-    let (mut kept, mut next) = (Vec::new(), None);
+    let mut next = None;
     loop {
         let params = ListParams {
             limit: Some(PAGE),
@@ -99,18 +198,34 @@ where
         };
         let page = match fetch(params).await {
             Ok(page) => page,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
             Err(kube::Error::Api(status)) if status.code == 410 && attempt < ATTEMPTS => {
                 attempt += 1;
-                kept.clear();
+                // The server says how to go on behind what was sent, as things stand now
+                // (k8s.io/apimachinery, ListMeta.continue).
+                next = status.metadata.and_then(|metadata| metadata.continue_);
+                if next.is_none() {
+                    sink.begin_again();
+                }
                 continue;
             }
             Err(error) => return Err(refused(error)),
         };
-        kept.extend(page.items.into_iter().filter_map(&keep));
+        let remaining = page.metadata.remaining_item_count;
+        let remaining = remaining.and_then(|count| u64::try_from(count).ok());
+        sink.take(page.items, remaining).await;
         next = page.metadata.continue_.filter(|token| !token.is_empty());
         if next.is_none() {
-            return Ok(Some(kept));
+            return Ok(true);
         }
+    }
+}
+
+/// A kind as `<plural>.<group>`.
+pub fn name(resource: &ApiResource) -> String {
+    if resource.group.is_empty() {
+        resource.plural.clone()
+    } else {
+        format!("{}.{}", resource.plural, resource.group)
     }
 }

@@ -61,6 +61,11 @@ impl Watched {
         }
     }
 
+    /// Whether its objects live in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Queue)
+    }
+
     /// API group, version and plural.
     pub const fn resource(self) -> (&'static str, &'static str, &'static str) {
         match self {

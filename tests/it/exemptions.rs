@@ -454,7 +454,7 @@ fn what_is_exempt_from_a_rule_is_not_filled_by_it() {
 #[test]
 fn children_that_a_controller_writes_are_never_refused() {
     let child = |text: &str| {
-        let mut server = deployment("llm", 7, 1, &["--tensor-parallel-size=8"]);
+        let mut server = deployment("llm-predictor", 7, 1, &["--tensor-parallel-size=8"]);
         server["metadata"]["ownerReferences"] = json!([{
             "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "name": "llm",
             "uid": "u", "controller": true,

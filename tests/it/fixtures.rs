@@ -232,6 +232,7 @@ fn the_text_of_every_finding() {
                     ..one.review.clone()
                 };
                 report.add(Entry {
+                    owner: None,
                     origin: Some(Origin {
                         file: name.as_str().into(),
                         text: Arc::clone(&text),

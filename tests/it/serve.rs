@@ -340,7 +340,7 @@ fn a_start_that_cannot_work_exits_2_and_says_why() -> Result<()> {
         (vec![&*cert, &*gone], "no.key"),
         (
             vec![&*policy],
-            "policy.yaml:3:1: mode: unknown variant `dryrun`",
+            "policy.yaml:3:7: mode: unknown variant `dryrun`",
         ),
         (vec!["--url=http://127.0.0.1"], "is not an https URL"),
         (

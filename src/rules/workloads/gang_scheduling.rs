@@ -35,6 +35,12 @@ declare_rule! {
     /// on the gang scheduler and in a queue (`gangScheduler.singlePod` in the policy decides); its
     /// minimum is 1, never the number of replicas, which are independent of each other.
     ///
+    /// KServe's, Grove's and Dynamo's services are judged part by part and never filled. KServe runs the
+    /// head and the workers of an `InferenceService` as two Deployments, which only a PodGroup made
+    /// beside them joins; of an `LLMInferenceService` with `worker` it makes a LeaderWorkerSet. A
+    /// `PodCliqueSet` is as much of a gang as its cliques' `minAvailable` says. What a runtime, a base
+    /// configuration or an operator adds is not seen, and nothing is denied for it.
+    ///
     /// Ranks are read off the engine's own command line and environment, and off the ConfigMaps of the
     /// same world; what cannot be read is unknown, and nothing is denied for it. Nor is anything denied for a queue or a group object that
     /// is not there, or not to be seen: what is applied together arrives in any order, so that is
@@ -107,6 +113,9 @@ declare_rule! {
     /// - Volcano, `pkg/controllers/podgroup/pg_controller_handler.go`, and issue 4739 on rolling
     ///   updates of gangs.
     /// - LeaderWorkerSet v0.10; kubernetes/enhancements KEP-4671 and KEP-6276.
+    /// - KServe, `pkg/controller/v1beta1/inferenceservice/components/predictor.go` and
+    ///   `pkg/controller/v1alpha2/llmisvc`; Grove, `operator/api/core/v1alpha1`; Dynamo,
+    ///   `deploy/operator/internal/dynamo/grove.go` (2026-08).
     pub static GANG_SCHEDULING = Rule {
         id: "gang-scheduling",
         summary: "A model whose ranks span pods is not placed all or nothing, or bypasses the gang scheduler",
@@ -454,6 +463,11 @@ impl<'c, 'a> Case<'c, 'a> {
     fn is_not_served(&self) -> bool {
         self.scheduler.name == "kai"
             && self.cx.facts.cluster().serves(Watched::Queue) == Some(false)
+    }
+
+    /// Whether KServe makes two Deployments of it.
+    fn is_in_two(&self) -> bool {
+        self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1
     }
 
     /// Whether pods start one after the other.

@@ -352,7 +352,7 @@ impl Case<'_, '_> {
         let path = Self::scheduler_path(set);
         let value = path.lookup(&self.cx.subject.value).cloned();
         let kind = &self.cx.subject.kind;
-        let in_two = self.kind() == Kind::InferenceService && self.serving.workload.pods.len() > 1;
+        let in_two = self.is_in_two();
         let pods = if in_two {
             "the two Deployments, head and workers, that KServe makes of them".to_owned()
         } else {

@@ -27,7 +27,7 @@ impl Case<'_, '_> {
                 members
             };
             return match self.kind() {
-                Kind::InferenceService => self.outside_group(members),
+                Kind::InferenceService if self.is_in_two() => self.outside_group(members),
                 Kind::LlmInferenceService => self.with_workers(members),
                 _ => self.skeleton(members, have.div_ceil(members.max(1)).max(1)),
             };
@@ -88,7 +88,9 @@ impl Case<'_, '_> {
 
     /// A PodGroup made beside an InferenceService, which joins the pods of its two Deployments.
     fn outside_group(&self, members: u64) -> String {
-        let Some(external) = &self.scheduler.external else {
+        let external = self.scheduler.external.as_ref();
+        let Some(external) = external.filter(|external| self.version >= Some(external.since))
+        else {
             return format!(
                 "# an LLMInferenceService with spec.worker and spec.parallelism.pipeline: {members}, which \
                  KServe runs as a LeaderWorkerSet\n"
@@ -108,11 +110,15 @@ impl Case<'_, '_> {
             "schedulerName": self.wanted,
             "workerSpec": {"schedulerName": self.wanted},
         });
-        let group = json!({
+        let mut group = json!({
             "apiVersion": "scheduling.run.ai/v2alpha2", "kind": "PodGroup",
-            "metadata": {"name": subject.name, "namespace": subject.namespace},
+            "metadata": {"name": subject.name},
             "spec": {"minMember": members, "queue": queue},
         });
+        if let Some(namespace) = &subject.namespace {
+            let path = FieldPath::of(&["metadata", "namespace"]);
+            put(&mut group, &path, Value::from(namespace.as_str()));
+        }
         format!(
             "{}---\n{}# or an LLMInferenceService with spec.worker, which KServe runs as a LeaderWorkerSet\n",
             yaml(&json!({"spec": {"predictor": predictor}})),

@@ -356,6 +356,42 @@ fn children_are_judged_at_their_parent_and_never_filled() {
 }
 
 #[test]
+fn what_kserve_runs_in_two_deployments_is_joined_from_outside_where_kai_knows_how() {
+    let service = json!({
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+        "metadata": {"name": "llm", "labels": {"kai.scheduler/queue": "llm"}},
+        "spec": {"predictor": {
+            "model": {"resources": {"limits": {"nvidia.com/gpu": 8}}},
+            "workerSpec": {
+                "tensorParallelSize": 8, "pipelineParallelSize": 2,
+                "containers": [{"resources": {"limits": {"nvidia.com/gpu": 8}}}]
+            }
+        }}
+    });
+    let instead = |version: &str| {
+        let policy = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+            "gangScheduler": {"name": "kai", "version": version}});
+        let policy = Policy::from_document(&policy).unwrap();
+        let subject = Subject::from_manifest(Arc::new(service.clone())).unwrap();
+        let found = review(&policy, &Facts::unknown(), &subject, Timestamp::UNIX_EPOCH);
+        assert_eq!(found.verdict(), Verdict::Deny);
+        assert!(found.patch.0.is_empty(), "never filled");
+        found.findings[0].instead.clone()
+    };
+    let told = instead("0.18");
+    for part in [
+        "pod-group-name: llm",
+        "minMember: 2",
+        "queue: llm",
+        "name: llm",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(!told.contains("namespace"), "{told}");
+    assert!(instead("0.14").starts_with("# an LLMInferenceService"));
+}
+
+#[test]
 fn the_skeleton_is_a_complete_leader_worker_set() {
     let mut object = written();
     object["spec"]["replicas"] = json!(16);

@@ -1,0 +1,348 @@
+//! What a cluster already runs, judged as the webhook would: its objects are read page by page and
+//! reviewed as they come, and nothing is written.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::{
+    cluster::{
+        ClusterError,
+        list::{self, Scope, Sink, objects, resource, values},
+    },
+    facts::{Facts, Listed, Watched},
+    finding::Level,
+    policy::Policy,
+    review::{Review, Skip, review},
+    rules::{Kind, Rule, kinds},
+    subject::{Door, Operation, Subject},
+};
+
+/// Kinds that are listed at the same time: enough to keep the reviews busy, and few enough for an API
+/// server that has others to serve.
+const AT_ONCE: usize = 4;
+
+/// What to look at.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The kinds.
+    pub kinds: Vec<&'static Kind>,
+    /// Which of their objects.
+    pub scope: Scope,
+    /// Only what these rules find; everything where there are none.
+    pub rules: Vec<&'static Rule>,
+}
+
+impl Default for Plan {
+    /// Everything that some rule speaks of.
+    fn default() -> Self {
+        Self {
+            kinds: kinds::ALL.to_vec(),
+            scope: Scope::default(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// An object and what is said of it.
+#[derive(Clone, Debug)]
+pub struct Audited {
+    /// The object.
+    pub subject: Subject,
+    /// What is said.
+    pub review: Review,
+}
+
+/// What an audit saw.
+#[derive(Debug)]
+pub struct Seen<T> {
+    /// What was said of the objects, kind by kind in the order of the lists.
+    pub objects: Vec<T>,
+    /// What could not be looked at, and why.
+    pub unseen: Vec<String>,
+}
+
+impl<T> Default for Seen<T> {
+    fn default() -> Self {
+        Self {
+            objects: Vec::new(),
+            unseen: Vec::new(),
+        }
+    }
+}
+
+/// How far an audit is.
+pub trait Progress: Send + Sync {
+    /// That many objects have been reviewed, and that many are known to be left of the same kind.
+    fn reviewed(&self, kind: &Kind, count: usize, left: Option<u64>);
+}
+
+impl Progress for () {
+    fn reviewed(&self, _: &Kind, _: usize, _: Option<u64>) {}
+}
+
+/// How an object is judged: by one policy, or by two for comparison.
+pub trait Judge: Send + Sync + 'static {
+    /// What is said of an object.
+    type Told: Send + 'static;
+    /// What is said of this object; none where it is not to be told of.
+    fn judge(&self, subject: Subject) -> Option<Self::Told>;
+}
+
+/// What rules know besides the object at hand, as the webhook knows it by its watches.
+pub async fn facts(
+    client: &Client,
+    policy: &Policy,
+    scope: &Scope,
+    unseen: &mut Vec<String>,
+) -> Facts {
+    let mut facts = Facts::unknown();
+    let engines = policy.catalog().engines();
+    for watched in Watched::ALL {
+        let (group, version, plural) = watched.resource();
+        let resource = resource(group, version, watched.kind(), plural);
+        let digest = |value: Value| {
+            let text = |key: &str| {
+                let found = value.pointer(&format!("/metadata/{key}"));
+                found.and_then(Value::as_str).unwrap_or_default().to_owned()
+            };
+            let (namespace, name) = (text("namespace"), text("name"));
+            Some((namespace, name, watched.fact(&value, engines)?))
+        };
+        let namespace = scope
+            .namespace
+            .as_deref()
+            .filter(|_| watched.is_namespaced());
+        match objects(client, &resource, namespace, digest).await {
+            Ok(Some(all)) => {
+                let mut listed = Listed::default();
+                for (namespace, name, fact) in all {
+                    listed.add(&namespace, &name, fact);
+                }
+                facts = facts.with_cluster(|cluster| cluster.replace(watched, &listed));
+            }
+            Ok(None) => facts = facts.with_cluster(|cluster| cluster.unserved(watched)),
+            Err(error) => unseen.push(format!("{error}; what depends on it is taken for unknown")),
+        }
+    }
+    facts
+}
+
+/// Judges by the rules of one policy.
+#[derive(Clone, Debug)]
+pub struct ByPolicy {
+    /// The policy.
+    pub policy: Arc<Policy>,
+    /// What else is known.
+    pub facts: Arc<Facts>,
+    /// The time of the audit.
+    pub now: Timestamp,
+    /// Only what these rules find; everything where there are none.
+    pub rules: Vec<&'static Rule>,
+}
+
+impl Judge for ByPolicy {
+    type Told = Audited;
+
+    fn judge(&self, subject: Subject) -> Option<Audited> {
+        let mut review = review(&self.policy, &self.facts, &subject, self.now);
+        if review.skipped == Some(Skip::Kind) {
+            return None;
+        }
+        if review.skipped.is_none() {
+            review.findings.extend(self.would_be_filled(&subject));
+        }
+        if !self.rules.is_empty() {
+            let wanted = |id: &str| self.rules.iter().any(|rule| rule.id == id);
+            review.findings.retain(|finding| wanted(finding.rule));
+        }
+        Some(Audited { subject, review })
+    }
+}
+
+impl ByPolicy {
+    /// What would be filled if the object were created now, by what its authors are known to have
+    /// written. What they are told of already is not told twice.
+    fn would_be_filled(&self, subject: &Subject) -> Vec<crate::finding::Finding> {
+        if !kinds::is_filled(subject.group(), &subject.kind) {
+            return Vec::new();
+        }
+        let created = Subject {
+            door: Door::Mutate,
+            operation: Operation::Create,
+            old: None,
+            ..subject.clone()
+        };
+        let filled = review(&self.policy, &self.facts, &created, self.now).findings;
+        filled
+            .into_iter()
+            .filter(|finding| finding.filled && finding.level == Level::Info)
+            .map(|finding| crate::finding::Finding {
+                dry: true,
+                ..finding
+            })
+            .collect()
+    }
+}
+
+/// Looks at everything that is planned.
+pub async fn run<J: Judge>(
+    client: &Client,
+    plan: &Plan,
+    judge: &Arc<J>,
+    progress: &dyn Progress,
+) -> Seen<J::Told> {
+    let of_kinds = stream::iter(plan.kinds.iter().copied().enumerate())
+        .map(|(position, kind)| async move {
+            let mut seen = Seen::default();
+            of_kind(client, kind, plan, judge, progress, &mut seen).await;
+            (position, seen)
+        })
+        .buffer_unordered(AT_ONCE);
+    let mut all: Vec<(usize, Seen<J::Told>)> = of_kinds.collect().await;
+    all.sort_by_key(|(position, _)| *position);
+    let mut seen = Seen::default();
+    for (_, of_kind) in all {
+        seen.objects.extend(of_kind.objects);
+        seen.unseen.extend(of_kind.unseen);
+    }
+    seen
+}
+
+async fn of_kind<J: Judge>(
+    client: &Client,
+    kind: &'static Kind,
+    plan: &Plan,
+    judge: &Arc<J>,
+    progress: &dyn Progress,
+    seen: &mut Seen<J::Told>,
+) {
+    // What is not namespaced is in no namespace.
+    if plan.scope.namespace.is_some() && !kind.namespaced {
+        return;
+    }
+    let refused = match in_scope(client, kind, &plan.scope, judge, progress, seen).await {
+        Ok(()) => return,
+        Err(error) if error.is_forbidden() && plan.scope.namespace.is_none() => error,
+        Err(error) => {
+            seen.unseen.push(error.to_string());
+            return;
+        }
+    };
+    // Whoever may not see all of a kind may still see that of some namespaces.
+    let namespaces = match kind.namespaced {
+        true => list::namespaces(client).await.unwrap_or_default(),
+        false => Vec::new(),
+    };
+    let mut hidden = 0_usize;
+    let mut last = None;
+    for namespace in &namespaces {
+        let scope = Scope {
+            namespace: Some(namespace.clone()),
+            ..plan.scope.clone()
+        };
+        if let Err(error) = in_scope(client, kind, &scope, judge, progress, seen).await {
+            hidden += 1;
+            last = Some(error);
+        }
+    }
+    match last {
+        None if !namespaces.is_empty() => {}
+        Some(error) if hidden < namespaces.len() => seen.unseen.push(format!(
+            "{error} ({hidden} of {} namespaces)",
+            namespaces.len()
+        )),
+        _ => seen.unseen.push(refused.to_string()),
+    }
+}
+
+/// Reads and reviews in whichever of its versions the cluster serves the kind.
+async fn in_scope<J: Judge>(
+    client: &Client,
+    kind: &'static Kind,
+    scope: &Scope,
+    judge: &Arc<J>,
+    progress: &dyn Progress,
+    seen: &mut Seen<J::Told>,
+) -> Result<(), ClusterError> {
+    for resource in kind.api_resources() {
+        let mut reader = Reader {
+            kind,
+            api_version: resource.api_version.clone(),
+            judge: Arc::clone(judge),
+            progress,
+            pending: None,
+            done: Vec::new(),
+        };
+        let served = values(client, &resource, scope, &mut reader).await;
+        reader.settle().await;
+        let failed = served.as_ref().is_err();
+        if !failed {
+            seen.objects.append(&mut reader.done);
+        }
+        if served? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reviews a page while the next is fetched.
+struct Reader<'p, J: Judge> {
+    kind: &'static Kind,
+    api_version: String,
+    judge: Arc<J>,
+    progress: &'p dyn Progress,
+    pending: Option<JoinHandle<Vec<J::Told>>>,
+    done: Vec<J::Told>,
+}
+
+impl<J: Judge> Reader<'_, J> {
+    async fn settle(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            // A review that panics is a fault of ours; the other pages still count.
+            self.done.extend(pending.await.unwrap_or_default());
+        }
+    }
+}
+
+impl<J: Judge> Sink<Value> for Reader<'_, J> {
+    async fn take(&mut self, items: Vec<Value>, remaining: Option<u64>) {
+        self.settle().await;
+        self.progress.reviewed(self.kind, items.len(), remaining);
+        let (judge, api_version, kind) = (
+            Arc::clone(&self.judge),
+            self.api_version.clone(),
+            self.kind.kind,
+        );
+        self.pending = Some(tokio::task::spawn_blocking(move || {
+            let subjects = items
+                .into_iter()
+                .filter_map(|item| subject(item, &api_version, kind));
+            subjects
+                .filter_map(|subject| judge.judge(subject))
+                .collect()
+        }));
+    }
+
+    fn begin_again(&mut self) {
+        self.pending = None;
+        self.done.clear();
+    }
+}
+
+/// The items of a list do not say what they are.
+fn subject(mut item: Value, api_version: &str, kind: &str) -> Option<Subject> {
+    let members = item.as_object_mut()?;
+    members.insert("apiVersion".to_owned(), api_version.into());
+    members.insert("kind".to_owned(), kind.into());
+    let subject = Subject::from_manifest(Arc::new(item))?;
+    Some(Subject {
+        door: Door::Audit,
+        ..subject
+    })
+}
