@@ -191,12 +191,15 @@ pub struct Surroundings<'a> {
 /// The container of a pod that serves a model on an accelerator, and what it says of its ranks.
 /// `None` where no container does.
 pub fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
-    let gpus = template.accelerators(around.engines)?.units;
+    template.accelerators(around.engines)?;
     let mut best: Option<Server<'a>> = None;
     for container in template.containers() {
         if !template.container_has_accelerator(around.engines, &container) {
             continue;
         }
+        let gpus = template
+            .accelerators_of(around.engines, &container)
+            .map_or(Count::Unknown, |own| own.units);
         let found = read(template, container, gpus, around);
         // The command line is better proof than an image.
         if let Some(found) = found
