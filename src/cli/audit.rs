@@ -65,6 +65,8 @@ enum Output {
     Sarif,
     /// For CI servers: JUnit XML
     Junit,
+    /// One page, for a browser
+    Html,
 }
 
 impl Args {
@@ -142,6 +144,7 @@ pub fn run(args: &Args) -> u8 {
         Output::Json => report::json::render(&report),
         Output::Sarif => report::sarif::render(&report),
         Output::Junit => report::junit::render(&report),
+        Output::Html => report::html::render(&report),
     };
     super::print(&text, report.exit_code())
 }

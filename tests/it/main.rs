@@ -22,6 +22,7 @@ mod exemptions;
 mod fixtures;
 mod formats;
 mod helm;
+mod html;
 mod kinds;
 mod node_pools;
 mod policy;
