@@ -29,6 +29,7 @@ mod policy;
 mod ratchet;
 mod registration;
 mod reload;
+mod reports;
 mod serve;
 mod signals;
 mod targets;
