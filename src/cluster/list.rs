@@ -58,9 +58,9 @@ pub struct Scope {
 }
 
 /// Takes the objects of a list.
-pub trait Sink<K> {
+pub trait Sink<K>: Send {
     /// A page of them, and how many the server says are still to come.
-    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()>;
+    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()> + Send;
     /// The list begins anew: what was taken comes again.
     fn begin_again(&mut self);
 }
@@ -106,11 +106,11 @@ pub async fn values(
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
-pub async fn objects<T>(
+pub async fn objects<T: Send>(
     client: &Client,
     resource: &ApiResource,
     namespace: Option<&str>,
-    keep: impl Fn(Value) -> Option<T>,
+    keep: impl Fn(Value) -> Option<T> + Send,
 ) -> Result<Option<Vec<T>>, ClusterError> {
     let scope = Scope {
         namespace: namespace.map(str::to_owned),
@@ -121,18 +121,26 @@ pub async fn objects<T>(
     Ok(served.then_some(kept.kept))
 }
 
-/// As [`objects`], of the metadata alone.
+/// As [`objects`], of the metadata alone, and of those in scope.
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
-pub async fn metadata<T>(
+pub async fn metadata<T: Send>(
     client: &Client,
     resource: &ApiResource,
-    keep: impl Fn(PartialObjectMeta<DynamicObject>) -> Option<T>,
+    scope: &Scope,
+    keep: impl Fn(PartialObjectMeta<DynamicObject>) -> Option<T> + Send,
 ) -> Result<Option<Vec<T>>, ClusterError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    let api: Api<DynamicObject> = match &scope.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
+    };
     let fetch = |params: ListParams| {
         let api = api.clone();
+        let params = ListParams {
+            label_selector: scope.selector.clone(),
+            ..params
+        };
         async move { api.list_metadata(&params).await }
     };
     let mut kept = Kept::new(keep);
@@ -146,7 +154,11 @@ pub async fn metadata<T>(
 /// Where the API server is not reached or refuses.
 pub async fn namespaces(client: &Client) -> Result<Vec<String>, ClusterError> {
     let namespaces = resource("", "v1", "Namespace", "namespaces");
-    let named = metadata(client, &namespaces, |namespace| namespace.metadata.name).await?;
+    let every = Scope::default();
+    let named = metadata(client, &namespaces, &every, |namespace| {
+        namespace.metadata.name
+    })
+    .await?;
     Ok(named.unwrap_or_default())
 }
 
@@ -165,7 +177,7 @@ impl<T, F> Kept<T, F> {
     }
 }
 
-impl<K, T, F: Fn(K) -> Option<T>> Sink<K> for Kept<T, F> {
+impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<K> for Kept<T, F> {
     async fn take(&mut self, items: Vec<K>, _: Option<u64>) {
         self.kept.extend(items.into_iter().filter_map(&self.keep));
     }
@@ -181,7 +193,7 @@ async fn pages<K, F>(
     sink: &mut impl Sink<K>,
 ) -> Result<bool, ClusterError>
 where
-    K: Clone + Debug + DeserializeOwned,
+    K: Clone + Debug + DeserializeOwned + Send,
     F: Future<Output = kube::Result<ObjectList<K>>>,
 {
     let refused = |error| ClusterError::Request {
