@@ -20,6 +20,7 @@ pub mod github;
 pub mod human;
 pub mod json;
 pub mod junit;
+pub mod replay;
 pub mod sarif;
 
 /// A run over many objects.
