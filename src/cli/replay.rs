@@ -27,8 +27,7 @@ const BROKEN_LIMIT: usize = 5;
 
 /// The arguments of `gangplank replay`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "\
+#[command(after_help = "\
 What is read: JSON lines of audit.k8s.io/v1 Event or EventList, as --audit-log-path of kube-apiserver
 writes them. Rotated logs and those of several API servers are named together, in any order: they are
 replayed by their times. Compressed ones come through standard input: zcat audit-*.gz | gangplank
@@ -47,8 +46,7 @@ A policy with mode: dryRun is replayed as if it were enforced.
 
 Exit codes: 0 nothing would have been denied for certain, 1 something would, 2 a log could not be read
 or holds no audit event, or none of the writes could be judged. Lines that are no events are told of and
-passed over: the end of a log may be half written."
-)]
+passed over: the end of a log may be half written.")]
 pub struct Args {
     /// Audit logs; `-` for standard input
     #[arg(required = true, value_name = "AUDIT_LOG")]
@@ -291,7 +289,10 @@ mod tests {
 
     #[test]
     fn logs_are_read_together_by_their_times() {
-        let mut logs = [log(&[event(1), event(4)]), log(&[event(0), event(2), event(3)])];
+        let mut logs = [
+            log(&[event(1), event(4)]),
+            log(&[event(0), event(2), event(3)]),
+        ];
         let mut seen = Vec::new();
         merge(&mut logs, |event| seen.push(event.logged().to_string()));
         let sorted: Vec<String> = (0..5).map(|s| format!("2026-11-20T10:00:0{s}Z")).collect();

@@ -96,7 +96,10 @@ impl Head {
 
     /// Whether the request was only tried (`dryRun=All`).
     pub(super) fn is_dry_run(&self) -> bool {
-        let query = self.request_uri.split_once('?').map_or("", |(_, query)| query);
+        let query = self
+            .request_uri
+            .split_once('?')
+            .map_or("", |(_, query)| query);
         query
             .split('&')
             .any(|pair| matches!(pair.split_once('='), Some(("dryRun", how)) if !how.is_empty()))
@@ -164,7 +167,10 @@ impl Event {
             return Err("is an event without a time".to_owned());
         };
         let wanted = head.stage == "ResponseComplete"
-            && head.object_ref.as_ref().is_some_and(|it| it.kind().is_some());
+            && head
+                .object_ref
+                .as_ref()
+                .is_some_and(|it| it.kind().is_some());
         Ok(Self {
             time: received.unwrap_or(logged),
             logged,

@@ -88,6 +88,12 @@ impl World {
         }
     }
 
+    /// What the objects take.
+    #[cfg(test)]
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The object as it was last seen.
     pub(super) fn get(&self, key: &Key) -> Option<Value> {
         serde_json::from_slice(&self.states.get(key)?.text).ok()
@@ -152,7 +158,9 @@ impl World {
     /// The object has been scaled by its subresource, of which this is the answer. Without one
     /// nobody knows how the object is now.
     pub(super) fn scaled(&mut self, key: &Key, scale: Option<&Value>) {
-        let Some(mut value) = self.get(key) else { return };
+        let Some(mut value) = self.get(key) else {
+            return;
+        };
         let replicas = scale.and_then(|scale| at(scale, &["spec", "replicas"]));
         let count = value.pointer_mut("/spec/replicas");
         let (Some(count), Some(replicas)) = (count, replicas) else {

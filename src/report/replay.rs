@@ -101,9 +101,7 @@ fn headline(text: &mut String, found: &Findings) {
     if total.perhaps > 0 {
         let sentence = format!(
             "{} would perhaps have been denied: the log does not tell what was there before. Had the object the fault already, the change would have been let in with a warning.",
-            count(total.perhaps, "more write")
-                .replace("more writes", "writes more")
-                .replace("more write", "write more")
+            count(total.perhaps, "write")
         );
         let _ = writeln!(text, "{}", wrap(&sentence));
     }
@@ -291,10 +289,18 @@ fn not_judged(text: &mut String, told: &Told) {
         message,
     } in &told.broken
     {
-        let _ = writeln!(text, "passed over: {}", harmless(&format!("{file}:{line}: {message}")));
+        let _ = writeln!(
+            text,
+            "passed over: {}",
+            harmless(&format!("{file}:{line}: {message}"))
+        );
     }
     if told.more_broken > 0 {
-        let _ = writeln!(text, "passed over: {}", count(told.more_broken, "more line"));
+        let _ = writeln!(
+            text,
+            "passed over: {}",
+            count(told.more_broken, "more line")
+        );
     }
     while text.ends_with("\n\n") {
         text.pop();

@@ -28,6 +28,7 @@ mod policy;
 mod ratchet;
 mod registration;
 mod reload;
+mod replay;
 mod serve;
 mod signals;
 mod targets;
