@@ -231,9 +231,16 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Writes that could not be judged.
-    pub fn unjudged(&self) -> u64 {
-        self.writes.unjudged.values().sum()
+    /// Whether there were writes to judge, and not one could be.
+    pub fn is_blind(&self) -> bool {
+        let Writes {
+            judged,
+            unchanged,
+            children,
+            unjudged,
+            ..
+        } = &self.writes;
+        !unjudged.is_empty() && judged + unchanged + children == 0
     }
 }
 

@@ -117,8 +117,7 @@ pub fn run(args: &Args) -> u8 {
         report::complain("the logs hold no request that was answered");
         failed = true;
     }
-    let judged = found.writes.judged + found.writes.children + found.writes.unchanged;
-    if found.unjudged() > 0 && judged == 0 {
+    if found.is_blind() {
         report::complain("none of the writes could be judged; the report says why");
         failed = true;
     }

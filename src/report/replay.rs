@@ -86,7 +86,9 @@ fn headline(text: &mut String, found: &Findings) {
     let objects = objects.filter(|object| object.tally.denied > 0).count() as u64;
     let users = found.users.values();
     let users = users.filter(|tally| tally.denied > 0).count() as u64;
-    if total.denied == 0 {
+    if found.is_blind() {
+        text.push_str("Nothing could be judged.\n");
+    } else if total.denied == 0 {
         text.push_str("Nothing would have been denied for certain.\n");
     } else {
         let more = if found.more_objects { "at least " } else { "" };
