@@ -25,7 +25,7 @@ use crate::{
     finding::{Finding, Level},
     policy::Policy,
     review::{Review, Skip, review},
-    rules::{Kind, RULES},
+    rules::{Kind, RULES, kinds},
     subject::{Door, Operation, Subject, at, group_of, scale_target::ScaleTarget},
     text::{cut, shown},
 };
@@ -375,32 +375,49 @@ impl Replay {
             user: head.user().username.clone(),
             value: Arc::new(value),
         };
-        self.judge(&subject, &before, event.time, head);
-        self.world.remember(key, &subject.value);
+        let write = Write {
+            head,
+            time: event.time,
+            kind,
+            certain: !matches!(before, Before::Unknown),
+            subject,
+        };
+        self.judge(&write);
+        if !key.name.is_empty() {
+            self.world.remember(key, &write.subject.value);
+        }
     }
 
-    fn judge(&mut self, subject: &Subject, before: &Before, now: Timestamp, head: &Head) {
+    fn judge(&mut self, write: &Write<'_>) {
+        let Write {
+            head,
+            subject,
+            certain,
+            ..
+        } = write;
         let facts = self.facts(subject, head.user());
-        let certain = !matches!(before, Before::Unknown);
-        let (filled, review) = judge(&self.policy, &facts, subject, now, certain);
-        let writes = &mut self.found.writes;
+        let (filled, review) = judge(&self.policy, &facts, write);
+        let found = &mut self.found;
         match review.skipped {
-            None => writes.judged += 1,
-            Some(Skip::Child) => writes.children += 1,
-            Some(_) => writes.unchanged += 1,
+            None => found.writes.judged += 1,
+            Some(Skip::Child) => found.writes.children += 1,
+            Some(_) => found.writes.unchanged += 1,
         }
         if review.skipped.is_none() && !certain {
-            writes.without_before += 1;
+            found.writes.without_before += 1;
         }
-        let told: Vec<(Effect, &Finding)> = filled
+        let mut told: Vec<(Effect, &Finding)> = filled
             .iter()
             .chain(&review.findings)
-            .filter_map(|finding| Some((Effect::of(finding, certain)?, finding)))
+            .filter_map(|finding| Some((Effect::of(finding, *certain)?, finding)))
             .collect();
+        // Into what is denied nothing is filled, and nobody is warned.
+        if told.iter().any(|(effect, _)| *effect == Effect::Denied) {
+            told.retain(|(effect, _)| *effect == Effect::Denied);
+        }
         if told.is_empty() {
             return;
         }
-        let found = &mut self.found;
         let mut by_rule: BTreeMap<&'static str, BTreeSet<Effect>> = BTreeMap::new();
         let mut all = BTreeSet::new();
         for (effect, finding) in &told {
@@ -415,19 +432,18 @@ impl Replay {
         found.namespaces.entry(namespace).or_default().add(&all);
         let user = cut(&subject.user, USER_LIMIT);
         found.users.entry(user).or_default().add(&all);
-        keep(found, subject, told, &all, now, head);
+        keep(found, write, told, &all);
     }
 
     /// What else is known: the workload that an autoscaler scales, as it was last seen, and that
     /// whoever exempts may do so. The rest is unknown.
     fn facts(&self, subject: &Subject, user: &User) -> Facts {
         let target = ScaleTarget::of(subject).and_then(|target| {
-            let kinds = crate::rules::kinds::ALL.iter().copied();
-            let mut kinds = kinds.filter(|kind| {
-                kind.kind == target.kind && kind.group == target.group && kind.namespaced
-            });
+            let kind = kinds::ALL
+                .iter()
+                .find(|kind| kind.kind == target.kind && kind.group == target.group)?;
             let namespace = subject.namespace.as_deref().unwrap_or_default();
-            let key = Key::new(kinds.next()?, namespace, target.name);
+            let key = Key::new(kind, namespace, target.name);
             self.world.get(&key).map(Arc::new)
         });
         let mut facts = Facts::from_documents(&target);
@@ -451,25 +467,30 @@ impl Replay {
     }
 }
 
-/// What would be filled, and what is said of the object once it is.
-fn judge(
-    policy: &Policy,
-    facts: &Facts,
-    subject: &Subject,
-    now: Timestamp,
+/// A write that can be judged.
+struct Write<'e> {
+    head: &'e Head,
+    time: Timestamp,
+    kind: &'static Kind,
+    /// What was there before is known.
     certain: bool,
-) -> (Vec<Finding>, Review) {
+    subject: Subject,
+}
+
+/// What would be filled, and what is said of the object once it is.
+fn judge(policy: &Policy, facts: &Facts, write: &Write<'_>) -> (Vec<Finding>, Review) {
+    let Write { subject, time, .. } = write;
     let mut filled = Vec::new();
     let mut judged = None;
     // What a change makes silent cannot be told without what was there before.
-    if certain {
+    if write.certain {
         let asked = Subject {
             door: Door::Mutate,
             ..subject.clone()
         };
         let Review {
             findings, patch, ..
-        } = review(policy, facts, &asked, now);
+        } = review(policy, facts, &asked, *time);
         let mut value = Value::clone(&subject.value);
         // The patch was made on this very value.
         if !patch.0.is_empty() && json_patch::patch(&mut value, &patch).is_ok() {
@@ -477,36 +498,41 @@ fn judge(
             filled = findings;
         }
     }
-    let review = review(policy, facts, judged.as_ref().unwrap_or(subject), now);
+    let review = review(policy, facts, judged.as_ref().unwrap_or(subject), *time);
     (filled, review)
 }
 
 /// Keeps what befell an object.
 fn keep(
     found: &mut Findings,
-    subject: &Subject,
+    write: &Write<'_>,
     mut told: Vec<(Effect, &Finding)>,
     all: &BTreeSet<Effect>,
-    now: Timestamp,
-    head: &Head,
 ) {
+    let Write {
+        head,
+        time,
+        kind,
+        subject,
+        ..
+    } = write;
     told.retain(|(effect, _)| *effect <= Effect::Filled);
     told.sort_by_key(|(effect, _)| *effect);
     let Some(strongest) = told.first().map(|(effect, _)| *effect) else {
         return;
     };
     let name = Name {
-        group: told_kind(subject).map_or("", |kind| kind.group),
-        kind: told_kind(subject).map_or("", |kind| kind.kind),
+        group: kind.group,
+        kind: kind.kind,
         namespace: subject.namespace.clone(),
-        name: subject.name.clone(),
+        name: named(subject),
     };
     if found.objects.len() >= OBJECTS_LIMIT && !found.objects.contains_key(&name) {
         found.more_objects = true;
         return;
     }
     let example = || Example {
-        time: now,
+        time: *time,
         user: cut(&subject.user, USER_LIMIT),
         impersonated_by: head
             .impersonated_user
@@ -540,12 +566,13 @@ fn keep(
     }
 }
 
-/// The kind of a subject, which stays in memory as long as the program.
-fn told_kind(subject: &Subject) -> Option<&'static Kind> {
-    let kinds = crate::rules::kinds::ALL.iter().copied();
-    kinds
-        .into_iter()
-        .find(|kind| kind.kind == subject.kind && kind.group == subject.group())
+/// The name, or what the API server is to make one of.
+fn named(subject: &Subject) -> String {
+    let prefix = subject.at(&["metadata", "generateName"]);
+    match prefix.and_then(Value::as_str) {
+        Some(prefix) if subject.name.is_empty() => format!("{prefix}*"),
+        _ => subject.name.clone(),
+    }
 }
 
 /// The object that a write left behind.

@@ -341,6 +341,28 @@ fn a_replay_says_of_a_log_what_the_webhook_says_of_the_same_writes() -> Result<(
     assert!(count(&later, "denied") < count(&unjudged, "denied"));
     assert!(count(&later, "perhaps") > 0);
 
+    // Without the answers patches cannot be judged; the rest is as before.
+    let mut requests = alone.clone();
+    for event in &mut requests {
+        event["level"] = json!("Request");
+        event.as_object_mut().unwrap().remove("responseObject");
+    }
+    let requests = report("requests", &requests, &[])?;
+    assert_eq!(
+        told(&requests),
+        BTreeMap::from(
+            [
+                ("HorizontalPodAutoscaler replaced", 1),
+                ("HorizontalPodAutoscaler applied", 1),
+                ("HorizontalPodAutoscaler generated-*", 1),
+                ("HorizontalPodAutoscaler again", 2),
+                ("Deployment seven", 1),
+                ("NodePool alone-evicting", 1),
+            ]
+            .map(|(name, count)| (name.to_owned(), count))
+        )
+    );
+
     let path = folder.path().join("alone").display().to_string();
     let (_, text, _) = replay(&[&path], "");
     insta::assert_snapshot!("replay-text", settled(&text));
