@@ -300,13 +300,13 @@ mod tests {
 
     #[test]
     fn lines_that_are_no_events_are_told_by_number_and_passed_over() {
-        let long = "x".repeat(usize::try_from(LINE_LIMIT).unwrap() + 10);
+        let endless = "x".repeat(usize::try_from(LINE_LIMIT).unwrap() + 10);
         let list = json!({"apiVersion": "audit.k8s.io/v1", "kind": "EventList",
             "items": [{"stageTimestamp": "2026-11-20T10:00:00Z"}]});
         let mut log = log(&[
             event(1),
             "{".to_owned(),
-            long,
+            endless,
             String::new(),
             json!({"apiVersion": "v1", "kind": "Pod"}).to_string(),
             list.to_string(),

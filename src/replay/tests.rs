@@ -104,7 +104,7 @@ fn a_create_is_judged_and_told_by_rule_namespace_user_and_object() {
 fn a_change_is_denied_for_what_it_brings_and_not_for_what_was_there() {
     let create = wrote("create", &hpa(GOOD, 1));
     let worse = wrote("update", &hpa(BAD, 2));
-    assert_eq!(denied(&replayed(&[create, worse.clone()])), (1, 0));
+    assert_eq!(denied(&replayed(&[create, worse])), (1, 0));
     let touched = with(hpa(BAD, 3), |hpa| hpa["spec"]["maxReplicas"] = json!(5));
     let found = replayed(&[
         wrote("create", &hpa(BAD, 2)),
@@ -118,7 +118,7 @@ fn a_change_is_denied_for_what_it_brings_and_not_for_what_was_there() {
 #[test]
 fn without_what_was_there_before_nothing_is_denied_for_certain() {
     let update = wrote("update", &hpa(BAD, 2));
-    let found = replayed(&[update.clone()]);
+    let found = replayed(std::slice::from_ref(&update));
     assert_eq!((denied(&found), found.writes.without_before), ((0, 1), 1));
     // Another object of that name, another version of the API, a state from later on.
     for change in [
@@ -198,7 +198,7 @@ fn what_did_not_happen_does_not_count() {
     let system = with(create.clone(), |event| {
         event["objectRef"]["namespace"] = json!("kube-system");
     });
-    let received = with(create.clone(), |event| {
+    let received = with(create, |event| {
         event["stage"] = json!("RequestReceived");
     });
     let found = replayed(&[failed, tried, system, received]);

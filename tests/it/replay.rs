@@ -342,7 +342,7 @@ fn a_replay_says_of_a_log_what_the_webhook_says_of_the_same_writes() -> Result<(
     assert!(count(&later, "perhaps") > 0);
 
     // Without the answers patches cannot be judged; the rest is as before.
-    let mut requests = alone.clone();
+    let mut requests = alone;
     for event in &mut requests {
         event["level"] = json!("Request");
         event.as_object_mut().unwrap().remove("responseObject");
