@@ -21,6 +21,7 @@ pub mod html;
 pub mod human;
 pub mod json;
 pub mod junit;
+pub mod replay;
 pub mod sarif;
 
 /// A run over many objects.

@@ -30,6 +30,7 @@ mod policy;
 mod ratchet;
 mod registration;
 mod reload;
+mod replay;
 mod reports;
 mod serve;
 mod signals;
