@@ -316,6 +316,7 @@ impl Reader {
             index,
             value,
             marks,
+            ..
         } = document;
         let origin = Origin {
             file: Arc::clone(file),
