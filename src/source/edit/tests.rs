@@ -105,7 +105,7 @@ fn nothing_null_and_empty_collections_become_blocks() {
                 {"op": "add", "path": "/c", "value": 1},
             ])
         ),
-        "a: # c\n  x: 1\n  w:\n    z: 1\nb: 1\nc: 1\n"
+        "a: # c\n  w:\n    z: 1\n  x: 1\nb: 1\nc: 1\n"
     );
 }
 
