@@ -50,22 +50,33 @@ pub(super) fn run(world: &World<'_>, judged: Judged, write: bool, diff: bool) ->
     let mut failures = texts.failures;
     let mut held = BTreeMap::new();
     let mut differences = String::new();
-    let mut written = BTreeSet::new();
+    // A file may have several names; whether it was written is kept by the one it really has.
+    let mut written: BTreeMap<PathBuf, bool> = BTreeMap::new();
     let mut did_all = true;
     for (file, text) in &texts.files {
         if text.before == text.after {
             continue;
         }
+        let name = Path::new(file.as_ref());
+        let target = fs::canonicalize(name).unwrap_or_else(|_| name.to_owned());
+        if let Some(done) = written.get(&target) {
+            if *done {
+                held.insert(Arc::clone(file), Arc::clone(&text.after));
+            }
+            continue;
+        }
         if diff {
             differences.push_str(&difference(file, text));
         }
+        written.insert(target.clone(), write);
         if !write {
             continue;
         }
         if file.as_ref() != "-"
-            && let Err(error) = replace(Path::new(file.as_ref()), text, &mut written)
+            && let Err(error) = replace(&target, text)
         {
             did_all = false;
+            written.insert(target, false);
             failures.push(failure(file, &format!("cannot be fixed: {error}")));
             continue;
         }
@@ -261,16 +272,11 @@ fn difference(file: &str, text: &Text) -> String {
 
 /// Puts a text in the place of a file's, whole or not at all: a new file takes the old one's name.
 ///
-/// A symbolic link stays one, and what it leads to is replaced. The mode stays, and on Unix the owner,
-/// where that is permitted.
-fn replace(path: &Path, text: &Text, written: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+/// The target is no symbolic link: those stay, and what they lead to is replaced. The mode stays, and
+/// on Unix the owner, where that is permitted.
+fn replace(target: &Path, text: &Text) -> io::Result<()> {
     let refuse = |why: &str| Err(io::Error::other(why.to_owned()));
-    let target = fs::canonicalize(path)?;
-    if !written.insert(target.clone()) {
-        // Two names of one file lead to one text.
-        return Ok(());
-    }
-    let metadata = fs::metadata(&target)?;
+    let metadata = fs::metadata(target)?;
     if !metadata.is_file() {
         return refuse("it is no regular file");
     }
@@ -278,7 +284,7 @@ fn replace(path: &Path, text: &Text, written: &mut BTreeSet<PathBuf>) -> io::Res
     if metadata.permissions().readonly() {
         return refuse("it is read-only");
     }
-    let held = fs::read_to_string(&target)?;
+    let held = fs::read_to_string(target)?;
     let (mark, held) = match held.strip_prefix(BYTE_ORDER_MARK) {
         Some(rest) => (BYTE_ORDER_MARK.to_string(), rest),
         None => (String::new(), held.as_str()),
@@ -302,6 +308,6 @@ fn replace(path: &Path, text: &Text, written: &mut BTreeSet<PathBuf>) -> io::Res
     }
     file.as_file().set_permissions(metadata.permissions())?;
     file.as_file().sync_all()?;
-    file.persist(&target)?;
+    file.persist(target)?;
     Ok(())
 }
