@@ -234,9 +234,10 @@ async fn of_kind<J: Judge>(
         }
     };
     // Whoever may not see all of a kind may still see that of some namespaces.
-    let namespaces = match kind.namespaced {
-        true => list::namespaces(client).await.unwrap_or_default(),
-        false => Vec::new(),
+    let namespaces = if kind.namespaced {
+        list::namespaces(client).await.unwrap_or_default()
+    } else {
+        Vec::new()
     };
     let mut hidden = 0_usize;
     let mut last = None;

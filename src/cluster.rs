@@ -16,6 +16,7 @@ use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 pub mod access;
 pub mod exemptions;
 pub mod list;
+pub mod reports;
 pub mod watch;
 
 /// Why the API server was not reached, or refused.
@@ -24,6 +25,9 @@ pub enum ClusterError {
     /// No usable configuration.
     #[error("no access to a cluster: {0}")]
     Config(String),
+    /// The cluster has no such API.
+    #[error("the cluster serves no {0}")]
+    Unserved(String),
     /// A request failed.
     #[error("the API server refused to {what}: {error}")]
     Request {

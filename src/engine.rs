@@ -20,9 +20,11 @@ use crate::{
     },
 };
 
+mod files;
 mod flags;
 mod shell;
 
+use files::Files;
 use flags::Reading;
 use shell::{Command, POSITIONAL, UNKNOWN, Variable};
 
@@ -526,9 +528,14 @@ fn read<'a>(
         });
     }
     let path = template.container_path(&container);
+    let files = Files {
+        template,
+        container: &container,
+        config_maps: around.config_maps,
+    };
     let all: Vec<(Parallelism, Option<Count>)> = runs
         .iter()
-        .map(|run| ranks(run, &environment, &path, gpus))
+        .map(|run| ranks(run, &environment, &files, &path, gpus))
         .collect();
     let (mut parallelism, shutdown) = all.first()?.clone();
     if all
@@ -865,13 +872,14 @@ fn is_shell_builtin(program: &str) -> bool {
 fn ranks(
     run: &Invocation<'_>,
     environment: &Environment,
+    files: &Files<'_, '_>,
     container: &FieldPath,
     gpus: Count,
 ) -> (Parallelism, Option<Count>) {
     let Some(engine) = run.engine else {
         return (Parallelism::UNKNOWN, None);
     };
-    let read = flags::Line::read(engine, &run.words);
+    let (read, unread) = line(engine, &run.words, files);
     let extra: Vec<Word> = engine
         .extra_args
         .iter()
@@ -886,7 +894,8 @@ fn ranks(
         })
         .flatten()
         .collect();
-    let passed = flags::Line::read(engine, &extra);
+    let (passed, unread_passed) = line(engine, &extra, files);
+    let unread = unread.or(unread_passed);
     let hidden = engine
         .extra_args
         .iter()
@@ -924,18 +933,20 @@ fn ranks(
         None
     };
     let (profile_tensor, profile_pipeline) = profile(engine, environment, container);
-    let file = read.config || passed.config;
+    let file = unread.is_some();
     let silent = if hidden || file {
         Silent::Unknown
     } else {
         engine.silent
     };
-    let unsaid = |silent| {
-        Degree::unsaid(match silent {
+    let unsaid = |silent| Degree {
+        count: match silent {
             Silent::One => Count::Known(1),
             Silent::All => gpus,
             Silent::Unknown => Count::Unknown,
-        })
+        },
+        // The file that says it, where that cannot be seen.
+        path: unread.and_then(path),
     };
     let explicit = setting(Setting::Tensor).or(profile_tensor);
     let tensor = match explicit {
@@ -1001,7 +1012,7 @@ fn ranks(
     let tensor = if engine.config_wins && file {
         Degree {
             count: Count::Unknown,
-            path: tensor.path,
+            path: tensor.path.or_else(|| unread.and_then(path)),
         }
     } else {
         tensor
@@ -1019,6 +1030,33 @@ fn ranks(
         },
         shutdown,
     )
+}
+
+/// Reads a command line together with the files that it names, and tells where one is named that
+/// cannot be seen.
+fn line(engine: &Engine, words: &[Word], files: &Files<'_, '_>) -> (flags::Line, Option<Origin>) {
+    let read = flags::Line::read(engine, words);
+    if read.files.is_empty() {
+        return (read, None);
+    }
+    let mut unread = None;
+    let mut said = Vec::new();
+    for (path, origin) in &read.files {
+        let found = path
+            .as_deref()
+            .and_then(|path| files.words(engine, path, *origin));
+        match found {
+            Some(words) => said.extend(words),
+            None => unread = Some(*origin),
+        }
+    }
+    // The later word wins.
+    let all: Vec<Word> = if engine.config_wins {
+        words.iter().cloned().chain(said).collect()
+    } else {
+        said.into_iter().chain(words.iter().cloned()).collect()
+    };
+    (flags::Line::read(engine, &all), unread)
 }
 
 fn explicit_world_is_unsaid(engine: &Engine, read: &flags::Line) -> bool {

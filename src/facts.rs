@@ -17,7 +17,7 @@ use crate::{
 mod cluster;
 mod digest;
 
-pub use cluster::{Cluster, Fact, Listed, PodGroup, Watched};
+pub use cluster::{Cluster, Fact, Listed, PodGroup, Topology, Watched};
 pub use digest::{Digest, Gang, Roles, Served, labelled_roles};
 
 /// What is known of one thing.
@@ -43,6 +43,9 @@ impl<T> Known<T> {
 
 /// The API group of KAI's queues and pod groups.
 pub const KAI_GROUP: &str = "scheduling.run.ai";
+
+/// The API group of KAI's topologies.
+pub const TOPOLOGY_GROUP: &str = "kai.scheduler";
 
 /// Identifies an object: API group, kind, namespace (empty where cluster-scoped), name.
 type Key = (String, String, String, String);
@@ -240,6 +243,18 @@ impl Facts {
     /// Whether KAI has a queue of that name.
     pub fn queue(&self, name: &str) -> Known<()> {
         self.exists(KAI_GROUP, "Queue", None, name)
+    }
+
+    /// What is known of a KAI Topology.
+    pub fn topology(&self, name: &str) -> Known<Topology> {
+        if let Some(document) = self.document(TOPOLOGY_GROUP, "Topology", None, name) {
+            return Known::Present(Topology::of(&document.value));
+        }
+        match self.watched(TOPOLOGY_GROUP, "Topology", None, name) {
+            Known::Present(Fact::Topology(topology)) => Known::Present(topology.clone()),
+            Known::Absent => Known::Absent,
+            Known::Present(_) | Known::Unknown => Known::Unknown,
+        }
     }
 
     /// Whether KEDA has a ScaledObject of that name.

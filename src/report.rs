@@ -17,6 +17,7 @@ use crate::{
 pub mod audit;
 pub mod exemptions;
 pub mod github;
+pub mod html;
 pub mod human;
 pub mod json;
 pub mod junit;

@@ -52,6 +52,12 @@ pub static RULES: &[&Rule] = &[
     &workloads::model_load_budget::MODEL_LOAD_BUDGET,
     &workloads::gang_priority::GANG_PRIORITY,
     &workloads::gang_scaling_floor::GANG_SCALING_FLOOR,
+    &workloads::gang_topology::GANG_TOPOLOGY,
+    &workloads::rollout_capacity::ROLLOUT_CAPACITY,
+    &workloads::shared_memory::SHARED_MEMORY,
+    &workloads::gpu_toleration::GPU_TOLERATION,
+    &workloads::disruption_annotation::DISRUPTION_ANNOTATION,
+    &workloads::gpu_requests_equal_limits::GPU_REQUESTS_EQUAL_LIMITS,
     // Last: they look at what the others have found.
     &exemptions::exemption_malformed::EXEMPTION_MALFORMED,
     &exemptions::exemption_expired::EXEMPTION_EXPIRED,

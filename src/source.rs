@@ -211,6 +211,8 @@ fn plain(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let text = text.lines().next().unwrap_or_default();
     let text = text.strip_prefix("error: ").unwrap_or(text);
+    // What a programmer could set is nothing that whoever wrote the file could.
+    let text = text.split(", set ").next().unwrap_or(text);
     match text.find(" at line ") {
         Some(end) => text.get(..end).unwrap_or(text).to_owned(),
         None => text.to_owned(),

@@ -13,6 +13,7 @@ pub mod pod_autoscaler;
 pub mod pod_template;
 pub mod quantity;
 pub mod requirement;
+pub mod rollout;
 pub mod scale_target;
 pub mod scaled_object;
 pub mod workload;

@@ -157,6 +157,8 @@ pub struct Accelerator {
     pub vendor: String,
     /// One unit is one whole GPU, and one rank of an engine takes one.
     pub whole: bool,
+    /// The device classes by which resource claims ask for it.
+    pub device_classes: Vec<String>,
 }
 
 impl Accelerator {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::{
     audit::{self, ByPolicy, Plan, Progress},
     cli::{Colour, FAILED},
-    cluster::{ClusterArgs, list::Scope},
+    cluster::{ClusterArgs, list::Scope, reports},
     policy::Policy,
     report::{self, Entry, ObjectName, Outcome, Problem, Report},
     rules::{self, Kind, kinds},
@@ -18,7 +18,7 @@ use crate::{
 /// The arguments of `gangplank audit`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Nothing is written to the cluster. Exit codes: 0 nothing would be denied, 1 \
+    after_help = "Nothing is written to the cluster without --report. Exit codes: 0 nothing would be denied, 1 \
                   something would, 2 something could not be looked at."
 )]
 pub struct Args {
@@ -42,6 +42,10 @@ pub struct Args {
     /// Only what this rule finds; may be repeated
     #[arg(long, value_name = "RULE")]
     rule: Vec<String>,
+    /// Write what is found to report objects beside the objects (openreports.io, else wgpolicyk8s.io),
+    /// and remove those of objects without findings
+    #[arg(long, conflicts_with = "rule")]
+    report: bool,
     /// The policy file; the built-in default policy without it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -65,6 +69,8 @@ enum Output {
     Sarif,
     /// For CI servers: JUnit XML
     Junit,
+    /// One page, for a browser
+    Html,
 }
 
 impl Args {
@@ -128,8 +134,7 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
-    let report =
-        super::runtime().and_then(|runtime| runtime.block_on(look(&args.cluster, &plan, policy)));
+    let report = super::runtime().and_then(|runtime| runtime.block_on(look(args, &plan, policy)));
     let report = match report {
         Ok(report) => report,
         Err(error) => {
@@ -142,23 +147,45 @@ pub fn run(args: &Args) -> u8 {
         Output::Json => report::json::render(&report),
         Output::Sarif => report::sarif::render(&report),
         Output::Junit => report::junit::render(&report),
+        Output::Html => report::html::render(&report),
     };
     super::print(&text, report.exit_code())
 }
 
-async fn look(cluster: &ClusterArgs, plan: &Plan, policy: Policy) -> Result<Report, String> {
-    let client = cluster.client().await.map_err(|error| error.to_string())?;
+async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String> {
+    let now = Timestamp::now();
+    let client = args
+        .cluster
+        .client()
+        .await
+        .map_err(|error| error.to_string())?;
     let bar = Bar::new();
     let mut unseen = Vec::new();
     let facts = audit::facts(&client, &policy, &plan.scope, &mut unseen).await;
     let judge = Arc::new(ByPolicy {
         policy: Arc::new(policy),
         facts: Arc::new(facts),
-        now: Timestamp::now(),
+        now,
         rules: plan.rules.clone(),
     });
     let seen = audit::run(&client, plan, &judge, &bar).await;
     bar.done();
+    unseen.extend(seen.unseen);
+    if args.report {
+        // Only who has seen everything may say that an object is gone.
+        let all = unseen.is_empty()
+            && args.kind.is_empty()
+            && plan.scope.namespace.is_none()
+            && plan.scope.selector.is_none();
+        let written = reports::write(&client, &seen.objects, &plan.scope, all, now)
+            .await
+            .map_err(|error| error.to_string())?;
+        report::complain(&format!(
+            "reports: {} written, {} unchanged, {} removed",
+            written.written, written.unchanged, written.removed
+        ));
+        unseen.extend(written.failed);
+    }
     let mut report = Report::default();
     for audited in seen.objects {
         report.add(Entry {
@@ -168,7 +195,6 @@ async fn look(cluster: &ClusterArgs, plan: &Plan, policy: Policy) -> Result<Repo
             outcome: Outcome::Reviewed(audited.review),
         });
     }
-    unseen.extend(seen.unseen);
     for message in unseen {
         report.add(Entry {
             origin: None,

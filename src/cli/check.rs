@@ -67,6 +67,8 @@ enum Output {
     Sarif,
     /// For CI servers: JUnit XML
     Junit,
+    /// One page, for a browser
+    Html,
     /// For GitHub Actions: annotations of the lines
     Github,
 }
@@ -127,6 +129,7 @@ pub fn run(args: &Args) -> u8 {
         Output::Json => report::json::render(&report),
         Output::Sarif => report::sarif::render(&report),
         Output::Junit => report::junit::render(&report),
+        Output::Html => report::html::render(&report),
         Output::Github => report::github::render(&report),
         Output::Text => report::human::render(&report, colours),
     };

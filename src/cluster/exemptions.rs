@@ -6,7 +6,7 @@ use kube::{Client, api::PartialObjectMeta, core::DynamicObject};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-use super::list::metadata;
+use super::list::{Scope, metadata};
 use crate::{
     exempt::{Annotation, PREFIX, annotations, is_copy},
     report::exemptions::Entry,
@@ -79,7 +79,8 @@ async fn list(client: &Client) -> Result<Vec<Known>, super::ClusterError> {
     let mut all = Vec::new();
     for kind in kinds::ALL {
         let resource = kind.api_resource();
-        let found = metadata(client, &resource, |object| of_object(kind, &object)).await?;
+        let keep = |object| of_object(kind, &object);
+        let found = metadata(client, &resource, &Scope::default(), keep).await?;
         all.extend(found.into_iter().flatten().flatten());
     }
     Ok(all)

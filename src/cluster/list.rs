@@ -121,18 +121,26 @@ pub async fn objects<T>(
     Ok(served.then_some(kept.kept))
 }
 
-/// As [`objects`], of the metadata alone.
+/// As [`objects`], of the metadata alone, and of those in scope.
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
 pub async fn metadata<T>(
     client: &Client,
     resource: &ApiResource,
+    scope: &Scope,
     keep: impl Fn(PartialObjectMeta<DynamicObject>) -> Option<T>,
 ) -> Result<Option<Vec<T>>, ClusterError> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    let api: Api<DynamicObject> = match &scope.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
+        None => Api::all_with(client.clone(), resource),
+    };
     let fetch = |params: ListParams| {
         let api = api.clone();
+        let params = ListParams {
+            label_selector: scope.selector.clone(),
+            ..params
+        };
         async move { api.list_metadata(&params).await }
     };
     let mut kept = Kept::new(keep);
@@ -146,7 +154,11 @@ pub async fn metadata<T>(
 /// Where the API server is not reached or refuses.
 pub async fn namespaces(client: &Client) -> Result<Vec<String>, ClusterError> {
     let namespaces = resource("", "v1", "Namespace", "namespaces");
-    let named = metadata(client, &namespaces, |namespace| namespace.metadata.name).await?;
+    let every = Scope::default();
+    let named = metadata(client, &namespaces, &every, |namespace| {
+        namespace.metadata.name
+    })
+    .await?;
     Ok(named.unwrap_or_default())
 }
 

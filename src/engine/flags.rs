@@ -25,8 +25,8 @@ pub(super) struct Line {
     pub(super) evidence: Option<(String, Origin)>,
     /// Ranks are placed by Ray, possibly on other pods.
     pub(super) ray: Option<(String, Origin)>,
-    /// A file with more settings is named.
-    pub(super) config: bool,
+    /// The files with more settings that are named; none where a name is no text.
+    pub(super) files: Vec<(Option<String>, Origin)>,
 }
 
 /// What a spelling stands for.
@@ -114,7 +114,10 @@ impl Line {
                     line.words.insert(setting, (text, word.origin));
                 }
                 Meaning::Evidence => line.evidence = Some((spelling.to_owned(), word.origin)),
-                Meaning::Config => line.config = true,
+                Meaning::Config => {
+                    let path = value.filter(|path| !path.is_empty() && !path.contains(UNKNOWN));
+                    line.files.push((path, word.origin));
+                }
                 Meaning::Other => {}
             }
         }

@@ -323,6 +323,730 @@ fn config_maps_are_read_and_secrets_are_unknown() {
     assert_eq!(world(json!([]), from, "$(NUM)"), known(2));
 }
 
+/// The ranks of a vLLM-like container in a pod of eight GPUs, in a world of these documents.
+fn in_a_world(container: Value, volumes: Value, documents: &[Value]) -> (Count, Option<FieldPath>) {
+    let documents: Vec<std::sync::Arc<Value>> = documents
+        .iter()
+        .map(|document| std::sync::Arc::new(document.clone()))
+        .collect();
+    let facts = Facts::from_documents(&documents);
+    let mut template = with_gpus(container, 8);
+    template["spec"]["volumes"] = volumes;
+    let around = Surroundings {
+        config_maps: ConfigMaps {
+            facts: &facts,
+            namespace: Some("n"),
+        },
+        ..around()
+    };
+    let template = PodTemplate::new(&template, FieldPath::of(&["spec", "template"]));
+    let found = server(&template, &around).unwrap();
+    (
+        found.parallelism.world,
+        found.parallelism.tensor.path.clone(),
+    )
+}
+
+fn config_map(name: &str, data: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "n"},
+        "data": data,
+    })
+}
+
+#[test]
+fn settings_in_a_mounted_file_are_the_flags_that_they_stand_for() {
+    let vllm = |args: &[&str]| json!({"image": "vllm/vllm-openai", "args": args});
+    let sglang = |args: &[&str]| json!({"image": "lmsysorg/sglang", "args": args});
+    let trt = |args: &[&str]| {
+        let mut all = vec!["trtllm-serve", "m"];
+        all.extend(args);
+        json!({"image": "x", "command": all})
+    };
+    let dynamo = |args: &[&str]| {
+        let mut all = vec!["python3", "-m", "dynamo.trtllm"];
+        all.extend(args);
+        json!({"image": "x", "command": all})
+    };
+    for (container, text, world) in [
+        (
+            vllm(&["--config", "/etc/llm/c.yaml"]),
+            "tensor-parallel-size: 4\npipeline_parallel_size: 2\n",
+            known(8),
+        ),
+        (
+            vllm(&["--config=/etc/llm/c.yaml"]),
+            "tensor-parallel-size: \"4\"\n",
+            known(4),
+        ),
+        // The command line wins, wherever it names the file.
+        (
+            vllm(&["-tp=2", "--config", "/etc/llm/c.yaml"]),
+            "tensor-parallel-size: 4\n",
+            known(2),
+        ),
+        (
+            vllm(&["--config", "/etc/llm/c.yaml"]),
+            "model: m\nenforce-eager: true\n",
+            known(1),
+        ),
+        (
+            vllm(&["--config", "/etc/llm/c.yaml"]),
+            "data-parallel-size: 4\nenable-expert-parallel: true\n",
+            known(4),
+        ),
+        (vllm(&["--config", "/etc/llm/c.yaml"]), "", known(1)),
+        (
+            vllm(&["--config", "/etc/llm/c.yaml"]),
+            "[1, 2]",
+            Count::Unknown,
+        ),
+        (
+            vllm(&["--config", "/etc/llm/c.yaml"]),
+            "tensor-parallel-size: [",
+            Count::Unknown,
+        ),
+        (
+            vllm(&["--config", "/etc/llm/other.yaml"]),
+            "tensor-parallel-size: 4\n",
+            Count::Unknown,
+        ),
+        (
+            vllm(&["--config", "/etc/llm/../llm/c.yaml"]),
+            "tensor-parallel-size: 4\n",
+            Count::Unknown,
+        ),
+        (
+            sglang(&["--config", "/etc/llm/c.yaml"]),
+            "tp-size: 8\n",
+            known(8),
+        ),
+        (
+            sglang(&["--config", "/etc/llm/c.yaml", "--tp", "2"]),
+            "tensor_parallel_size: 8\n",
+            known(2),
+        ),
+        // TensorRT-LLM's file wins over its command line.
+        (
+            trt(&["--tp_size=2", "--extra_llm_api_options", "/etc/llm/c.yaml"]),
+            "tensor_parallel_size: 8\n",
+            known(8),
+        ),
+        (
+            trt(&["--tp_size=2", "--config", "/etc/llm/c.yaml"]),
+            "kv_cache_config: {free_gpu_memory_fraction: 0.9}\n",
+            known(2),
+        ),
+        (
+            dynamo(&[
+                "--tensor-parallel-size=2",
+                "--extra-engine-args=/etc/llm/c.yaml",
+            ]),
+            "tensor_parallel_size: 4\n",
+            known(4),
+        ),
+    ] {
+        let mut container = container;
+        container["volumeMounts"] = json!([{"name": "v", "mountPath": "/etc/llm/"}]);
+        let volumes = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+        let map = config_map("settings", json!({"c.yaml": text}));
+        let found = in_a_world(container.clone(), volumes, &[map]).0;
+        assert_eq!(found, world, "{container}: {text}");
+    }
+}
+
+#[test]
+fn a_file_is_found_however_it_is_mounted() {
+    let server = |mounts: Value| {
+        json!({
+            "image": "vllm/vllm-openai", "args": ["--config", "/etc/llm/c.yaml"],
+            "volumeMounts": mounts,
+        })
+    };
+    let map = config_map(
+        "settings",
+        json!({"c.yaml": "tensor-parallel-size: 8", "k": "tensor-parallel-size: 4"}),
+    );
+    let plain = json!({"name": "v", "configMap": {"name": "settings"}});
+    let renamed = json!({"name": "v", "configMap": {
+        "name": "settings", "items": [{"key": "k", "path": "c.yaml"}],
+    }});
+    let projected = json!({"name": "v", "projected": {"sources": [
+        {"secret": {"name": "other"}}, {"configMap": {"name": "settings"}},
+    ]}});
+    let whole = json!([{"name": "v", "mountPath": "/etc/llm"}]);
+    for (mounts, volume, world) in [
+        (whole.clone(), plain.clone(), known(8)),
+        (whole.clone(), renamed, known(4)),
+        (whole.clone(), projected, known(8)),
+        (
+            json!([{"name": "v", "mountPath": "/etc/llm/c.yaml", "subPath": "k"}]),
+            plain.clone(),
+            known(4),
+        ),
+        (
+            json!([{"name": "v", "mountPath": "/etc/llm/c.yaml", "subPathExpr": "$(K)"}]),
+            plain.clone(),
+            Count::Unknown,
+        ),
+        // Another volume hides it.
+        (
+            json!([
+                {"name": "v", "mountPath": "/etc"}, {"name": "other", "mountPath": "/etc/llm"},
+            ]),
+            plain.clone(),
+            Count::Unknown,
+        ),
+        (
+            json!([{"name": "v", "mountPath": "/etc/llm2"}]),
+            plain,
+            Count::Unknown,
+        ),
+        (
+            whole.clone(),
+            json!({"name": "v", "secret": {"secretName": "settings"}}),
+            Count::Unknown,
+        ),
+        (
+            whole,
+            json!({"name": "v", "configMap": {"name": "unseen"}}),
+            Count::Unknown,
+        ),
+    ] {
+        let (found, path) = in_a_world(
+            server(mounts.clone()),
+            json!([volume]),
+            std::slice::from_ref(&map),
+        );
+        assert_eq!(found, world, "{mounts} {volume}");
+        // What is said of it points at the flag.
+        assert_eq!(
+            path.unwrap().to_string(),
+            "spec.template.spec.containers[0].args[0]"
+        );
+    }
+    // A relative path counts from the container's own folder.
+    let mut relative = server(json!([{"name": "v", "mountPath": "/etc/llm"}]));
+    relative["args"] = json!(["--config", "llm/c.yaml"]);
+    let volumes = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    let of = |container: &Value| {
+        in_a_world(
+            container.clone(),
+            volumes.clone(),
+            std::slice::from_ref(&map),
+        )
+        .0
+    };
+    assert_eq!(of(&relative), Count::Unknown);
+    relative["workingDir"] = json!("/etc");
+    assert_eq!(of(&relative), known(8));
+}
+
+#[test]
+fn every_engine_is_read_by_its_documented_flags_and_variables() {
+    let image = |image: &str, args: &[&str]| json!({"image": image, "args": args});
+    let command = |words: &[&str]| json!({"image": "example/base", "command": words});
+    let with_env = |mut container: Value, env: &[(&str, &str)]| {
+        container["env"] = env
+            .iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect();
+        container
+    };
+    let nodes = |number| Some(known(number));
+    let table: Vec<(Value, &str, Count, Option<Count>)> = vec![
+        // vLLM, and what runs it.
+        (
+            command(&[
+                "vllm", "serve", "m", "-tp", "8", "-pp", "2", "-n", "2", "-r", "0",
+            ]),
+            "vLLM",
+            known(16),
+            nodes(2),
+        ),
+        (
+            command(&[
+                "python3",
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                "--tensor-parallel-size",
+                "4",
+            ]),
+            "vLLM",
+            known(4),
+            None,
+        ),
+        (
+            command(&["python3", "-m", "dynamo.vllm", "--model", "m", "-tp", "4"]),
+            "vLLM",
+            known(4),
+            None,
+        ),
+        (
+            image(
+                "kserve/huggingfaceserver-vllm",
+                &["--tensor-parallel-size=2"],
+            ),
+            "vLLM",
+            known(2),
+            None,
+        ),
+        (
+            command(&["vllm", "serve", "m", "-tp", "2", "-dp", "4", "-ep"]),
+            "vLLM",
+            known(8),
+            None,
+        ),
+        (
+            command(&[
+                "vllm",
+                "serve",
+                "m",
+                "-tp=2",
+                "-dp=4",
+                "-dpl=2",
+                "--data-parallel-hybrid-lb",
+            ]),
+            "vLLM",
+            known(4),
+            None,
+        ),
+        (
+            command(&["vllm", "serve", "m", "-tp=2", "-dp=4", "-dpn=1", "-ep"]),
+            "vLLM",
+            known(8),
+            None,
+        ),
+        (
+            command(&["vllm", "serve", "m", "-tp", "2", "-dcp", "2", "-pcp", "2"]),
+            "vLLM",
+            known(4),
+            None,
+        ),
+        // SGLang.
+        (
+            command(&[
+                "python3",
+                "-m",
+                "sglang.launch_server",
+                "--tp-size",
+                "16",
+                "--nnodes",
+                "2",
+                "--node-rank",
+                "0",
+                "--dist-init-addr",
+                "a:1",
+            ]),
+            "SGLang",
+            known(16),
+            nodes(2),
+        ),
+        (
+            command(&[
+                "sglang",
+                "serve",
+                "--tensor-parallel-size=4",
+                "--pipeline-parallel-size=2",
+            ]),
+            "SGLang",
+            known(8),
+            None,
+        ),
+        (
+            command(&["python3", "-m", "dynamo.sglang", "--tp", "4"]),
+            "SGLang",
+            known(4),
+            None,
+        ),
+        (
+            command(&[
+                "python3",
+                "-m",
+                "sglang.launch_server",
+                "--tp=8",
+                "--dp=8",
+                "--enable-dp-attention",
+                "--ep=8",
+            ]),
+            "SGLang",
+            known(8),
+            None,
+        ),
+        // TensorRT-LLM.
+        (
+            command(&[
+                "trtllm-serve",
+                "m",
+                "--tensor_parallel_size",
+                "4",
+                "--pipeline_parallel_size=2",
+            ]),
+            "TensorRT-LLM",
+            known(8),
+            None,
+        ),
+        (
+            command(&[
+                "trtllm-serve",
+                "serve",
+                "m",
+                "--tp_size=2",
+                "--cp_size=2",
+                "--ep_size=2",
+            ]),
+            "TensorRT-LLM",
+            known(4),
+            None,
+        ),
+        (
+            command(&[
+                "trtllm-llmapi-launch",
+                "trtllm-serve",
+                "m",
+                "--tp_size",
+                "16",
+            ]),
+            "TensorRT-LLM",
+            known(16),
+            None,
+        ),
+        (
+            command(&["trtllm-serve", "m", "--tensor-parallel", "4"]),
+            "TensorRT-LLM",
+            known(1),
+            None,
+        ),
+        (
+            command(&["python3", "-m", "dynamo.trtllm", "--tensor-parallel-size=4"]),
+            "TensorRT-LLM under Dynamo",
+            known(4),
+            None,
+        ),
+        (
+            with_env(
+                command(&["python3", "-m", "dynamo.trtllm"]),
+                &[("DYN_TRTLLM_TENSOR_PARALLEL_SIZE", "4")],
+            ),
+            "TensorRT-LLM under Dynamo",
+            known(4),
+            None,
+        ),
+        (
+            with_env(
+                command(&["python3", "-m", "dynamo.trtllm", "--tensor-parallel-size=2"]),
+                &[("DYN_TRTLLM_TENSOR_PARALLEL_SIZE", "4")],
+            ),
+            "TensorRT-LLM under Dynamo",
+            known(2),
+            None,
+        ),
+        // Text Generation Inference: silence takes every GPU.
+        (
+            command(&["text-generation-launcher", "--num-shard", "4"]),
+            "Text Generation Inference",
+            known(4),
+            None,
+        ),
+        (
+            command(&["text-generation-launcher", "--sharded", "true"]),
+            "Text Generation Inference",
+            known(8),
+            None,
+        ),
+        (
+            with_env(
+                image("ghcr.io/huggingface/text-generation-inference:3", &[]),
+                &[("SHARDED", "false")],
+            ),
+            "Text Generation Inference",
+            known(1),
+            None,
+        ),
+        (
+            with_env(
+                image(
+                    "ghcr.io/huggingface/text-generation-inference:3",
+                    &["--num-shard=2"],
+                ),
+                &[("NUM_SHARD", "8")],
+            ),
+            "Text Generation Inference",
+            known(2),
+            None,
+        ),
+        // LMDeploy.
+        (
+            command(&[
+                "lmdeploy",
+                "serve",
+                "api_server",
+                "m",
+                "--tp=8",
+                "--nnodes",
+                "2",
+                "--node-rank",
+                "1",
+            ]),
+            "LMDeploy",
+            known(8),
+            nodes(2),
+        ),
+        (
+            command(&[
+                "lmdeploy",
+                "serve",
+                "api_server",
+                "m",
+                "--tp",
+                "4",
+                "--dp",
+                "2",
+            ]),
+            "LMDeploy",
+            Count::Unknown,
+            None,
+        ),
+        // NIM: the later source is stronger.
+        (
+            with_env(
+                image("nvcr.io/nim/meta/llama-3.1-70b-instruct:1", &[]),
+                &[
+                    ("NIM_TENSOR_PARALLEL_SIZE", "4"),
+                    ("NIM_PIPELINE_PARALLEL_SIZE", "2"),
+                ],
+            ),
+            "NVIDIA NIM",
+            known(8),
+            None,
+        ),
+        (
+            with_env(
+                image("nvcr.io/nim/meta/llama-3.1-70b-instruct:1", &[]),
+                &[("NIM_PASSTHROUGH_ARGS", "--tensor-parallel-size 8")],
+            ),
+            "NVIDIA NIM",
+            known(8),
+            None,
+        ),
+        (
+            with_env(
+                command(&["nim-serve", "--tensor-parallel-size", "2"]),
+                &[("NIM_PASSTHROUGH_ARGS", "--tensor-parallel-size 8")],
+            ),
+            "NVIDIA NIM",
+            known(2),
+            None,
+        ),
+        (
+            with_env(
+                image("nvcr.io/nim/meta/llama-3.1-70b-instruct:1", &[]),
+                &[("NIM_MODEL_PROFILE", "vllm-bf16-tp4-pp2")],
+            ),
+            "NVIDIA NIM",
+            known(8),
+            None,
+        ),
+        (
+            with_env(
+                image("nvcr.io/nim/meta/llama-3.1-70b-instruct:1", &[]),
+                &[("NIM_MODEL_PROFILE", "9f7c1a")],
+            ),
+            "NVIDIA NIM",
+            Count::Unknown,
+            None,
+        ),
+        // Triton: in the model repository, unless the launcher says so.
+        (
+            command(&["python3", "launch_triton_server.py", "--world_size=4"]),
+            "Triton Inference Server",
+            known(4),
+            None,
+        ),
+        (
+            command(&[
+                "mpirun",
+                "-np",
+                "2",
+                "tritonserver",
+                "--model-repository=/m",
+            ]),
+            "Triton Inference Server",
+            known(2),
+            None,
+        ),
+        (
+            command(&["tritonserver", "--model-repository=/m"]),
+            "Triton Inference Server",
+            Count::Unknown,
+            None,
+        ),
+        // DeepSpeed-MII: replicas have ranks of their own.
+        (
+            command(&[
+                "python",
+                "-m",
+                "mii.entrypoints.openai_api_server",
+                "--tensor-parallel",
+                "4",
+            ]),
+            "DeepSpeed-MII",
+            known(4),
+            None,
+        ),
+        (
+            command(&[
+                "python",
+                "-m",
+                "mii.entrypoints.api_server",
+                "--tensor-parallel=2",
+                "--replica-num=2",
+            ]),
+            "DeepSpeed-MII",
+            known(4),
+            None,
+        ),
+        // DJL.
+        (
+            with_env(
+                image("deepjavalibrary/djl-serving:0.33-lmi", &[]),
+                &[("OPTION_TENSOR_PARALLEL_DEGREE", "4")],
+            ),
+            "DJL Serving (LMI)",
+            known(4),
+            None,
+        ),
+        (
+            with_env(
+                image("deepjavalibrary/djl-serving:0.33-lmi", &[]),
+                &[("OPTION_TENSOR_PARALLEL_DEGREE", "max")],
+            ),
+            "DJL Serving (LMI)",
+            known(8),
+            None,
+        ),
+        (
+            with_env(
+                image("deepjavalibrary/djl-serving:0.33-lmi", &[]),
+                &[("SM_VLLM_TENSOR_PARALLEL_SIZE", "2")],
+            ),
+            "DJL Serving (LMI)",
+            known(2),
+            None,
+        ),
+        (
+            image("deepjavalibrary/djl-serving:0.33-lmi", &[]),
+            "DJL Serving (LMI)",
+            Count::Unknown,
+            None,
+        ),
+        // llama.cpp has no ranks that meet.
+        (
+            command(&["llama-server", "-m", "m.gguf", "--split-mode", "row"]),
+            "llama.cpp",
+            Count::Unknown,
+            None,
+        ),
+        (
+            command(&["serve", "run", "app:main"]),
+            "Ray Serve LLM",
+            Count::Unknown,
+            None,
+        ),
+    ];
+    for (container, title, world, nodes) in table {
+        let found = look(container.clone()).unwrap_or_else(|| panic!("no server: {container}"));
+        assert_eq!(
+            (found.0.as_str(), found.2, found.3),
+            (title, world, nodes),
+            "{container}"
+        );
+    }
+    // Signs of other pods where the engine knows no number of nodes.
+    let rpc = look(command(&["llama-server", "-m", "m", "--rpc", "a:1,b:1"])).unwrap();
+    assert_eq!(rpc.4.as_deref(), Some("--rpc"));
+}
+
+#[test]
+fn launchers_serve_only_where_somebody_says_so() {
+    for (words, env, world) in [
+        (
+            &["torchrun", "--nproc-per-node=8", "--nnodes=2", "serve.py"][..],
+            json!([]),
+            known(16),
+        ),
+        (
+            &["torchrun", "--nproc_per_node", "4", "serve.py"],
+            json!([]),
+            known(4),
+        ),
+        (
+            &["torchrun", "--nproc-per-node=8", "--nnodes=1:4", "serve.py"],
+            json!([]),
+            Count::Unknown,
+        ),
+        (
+            &["torchrun", "--nproc-per-node=gpu", "serve.py"],
+            json!([]),
+            Count::Unknown,
+        ),
+        (
+            &["python", "-m", "torch.distributed.run", "serve.py"],
+            json!([{"name": "PET_NPROC_PER_NODE", "value": "4"}, {"name": "PET_NNODES", "value": "2"}]),
+            known(8),
+        ),
+        (
+            &["deepspeed", "--num_gpus", "4", "serve.py"],
+            json!([]),
+            known(4),
+        ),
+    ] {
+        let template = with_gpus(
+            json!({"image": "example/base", "command": words, "env": env}),
+            8,
+        );
+        let template = PodTemplate::new(&template, FieldPath::new());
+        assert!(server(&template, &around()).is_none(), "{words:?} trains");
+        let declared = Surroundings {
+            declared: true,
+            ..around()
+        };
+        let found = server(&template, &declared).unwrap();
+        assert_eq!(found.parallelism.world, world, "{words:?}");
+    }
+}
+
+#[test]
+fn ray_serves_ranks_are_read_off_its_configuration() {
+    let ranks = |config: &str| {
+        let object = json!({"spec": {"serveConfigV2": config}});
+        let template = with_gpus(json!({"image": "rayproject/ray-llm:2.46"}), 8);
+        let template = PodTemplate::new(&template, FieldPath::new());
+        let mut found = server(&template, &around()).unwrap();
+        ray_serve(&object, &mut found);
+        found.parallelism.world
+    };
+    let model = |kwargs: &str| {
+        format!(
+            "applications:\n- args:\n    llm_configs:\n    - model_loading_config: {{model_id: m}}\n      engine_kwargs: {kwargs}\n"
+        )
+    };
+    assert_eq!(
+        ranks(&model(
+            "{tensor_parallel_size: 8, pipeline_parallel_size: 2}"
+        )),
+        known(16)
+    );
+    assert_eq!(ranks(&model("{tensor_parallel_size: 4}")), known(4));
+    assert_eq!(ranks(&model("{}")), known(1));
+    assert_eq!(
+        ranks(&model("{tensor_parallel_size: many}")),
+        Count::Unknown
+    );
+    assert_eq!(ranks("applications: []"), Count::Unknown);
+    assert_eq!(ranks("{"), Count::Unknown);
+}
+
 #[test]
 fn signs_of_several_pods_are_told() {
     let sign = |args: &[&str]| {

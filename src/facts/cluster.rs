@@ -10,7 +10,7 @@ use std::{
 use imbl::OrdMap;
 use serde_json::Value;
 
-use super::{Digest, Facts, KAI_GROUP, Known};
+use super::{Digest, Facts, KAI_GROUP, Known, TOPOLOGY_GROUP};
 use crate::{catalog::engines::Engines, subject::at};
 
 /// A kind of objects that is watched.
@@ -30,11 +30,13 @@ pub enum Watched {
     Queue,
     /// KAI's, scheduling.run.ai/v2alpha2.
     PodGroup,
+    /// KAI's, kai.scheduler/v1alpha1.
+    Topology,
 }
 
 impl Watched {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Deployment,
         Self::StatefulSet,
         Self::LeaderWorkerSet,
@@ -42,6 +44,7 @@ impl Watched {
         Self::Namespace,
         Self::Queue,
         Self::PodGroup,
+        Self::Topology,
     ];
 
     /// The kind's name.
@@ -54,6 +57,7 @@ impl Watched {
             Self::Namespace => "Namespace",
             Self::Queue => "Queue",
             Self::PodGroup => "PodGroup",
+            Self::Topology => "Topology",
         }
     }
 
@@ -72,6 +76,7 @@ impl Watched {
             Self::Namespace => ("", "v1", "namespaces"),
             Self::Queue => (KAI_GROUP, "v2", "queues"),
             Self::PodGroup => (KAI_GROUP, "v2alpha2", "podgroups"),
+            Self::Topology => (TOPOLOGY_GROUP, "v1alpha1", "topologies"),
         }
     }
 
@@ -94,6 +99,7 @@ impl Watched {
             }
             Self::Namespace => Fact::Labels(Arc::new(labels(value))),
             Self::PodGroup => Fact::PodGroup(PodGroup::of(value)),
+            Self::Topology => Fact::Topology(Topology::of(value)),
             Self::ScaledObject | Self::Queue => Fact::Exists,
         })
     }
@@ -118,6 +124,8 @@ pub enum Fact {
     Labels(Arc<BTreeMap<String, String>>),
     /// Of a pod group.
     PodGroup(PodGroup),
+    /// Of a topology.
+    Topology(Topology),
     /// That it is there.
     Exists,
 }
@@ -138,6 +146,50 @@ impl PodGroup {
                 .or_else(|| at(value, &["spec", "schedulingPolicy", "gang", "minCount"]))
                 .and_then(Value::as_u64),
         }
+    }
+}
+
+/// The levels of a KAI Topology, widest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    levels: Arc<[Level]>,
+}
+
+/// One level: the nodes' label, and another name for it (KAI 0.17 and later).
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Level {
+    label: Box<str>,
+    alias: Option<Box<str>>,
+}
+
+impl Topology {
+    /// Reads the object.
+    pub fn of(value: &Value) -> Self {
+        let levels = at(value, &["spec", "levels"])
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|level| {
+                let text = |key: &str| level.get(key)?.as_str().map(Into::into);
+                Some(Level {
+                    label: text("nodeLabel")?,
+                    alias: text("alias"),
+                })
+            })
+            .collect();
+        Self { levels }
+    }
+
+    /// Whether it has a level of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.levels
+            .iter()
+            .any(|level| &*level.label == name || level.alias.as_deref() == Some(name))
+    }
+
+    /// Its levels by the nodes' labels.
+    pub fn levels(&self) -> Vec<&str> {
+        self.levels.iter().map(|level| &*level.label).collect()
     }
 }
 

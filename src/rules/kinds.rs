@@ -324,6 +324,19 @@ pub fn is_filled(group: &str, kind: &str) -> bool {
         .any(|never| never.group == group && never.kind == kind)
 }
 
+/// Kinds whose pods are as their templates say: nobody adds to them or passes the owner's metadata on.
+pub static TEMPLATED: &[&Kind] = &[
+    &DEPLOYMENT,
+    &STATEFUL_SET,
+    &REPLICA_SET,
+    &JOB,
+    &ROLLOUT,
+    &LEADER_WORKER_SET,
+    &RAY_CLUSTER,
+    &RAY_SERVICE,
+    &RAY_JOB,
+];
+
 /// Kinds that run pods and that the workload rules speak of.
 pub static WORKLOADS: &[&Kind] = &[
     &DEPLOYMENT,

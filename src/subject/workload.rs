@@ -517,6 +517,15 @@ fn spread(
             }
             (None, _) if holds_several => Spread::Unknown,
             _ if pods > 1 => Spread::Group(pods),
+            // A head alone, and more ranks than its GPUs: workers that are not there now may come,
+            // where there is a group for them.
+            (Some(ranks), Some(gpus)) if workload.kind == Kind::Ray => {
+                if workload.pods.len() > 1 {
+                    Spread::Group(ranks.div_ceil(gpus.max(1)))
+                } else {
+                    Spread::Misfit { ranks, gpus }
+                }
+            }
             (Some(_), _) => Spread::SinglePod,
             (None, _) => Spread::Unknown,
         };
@@ -569,6 +578,33 @@ mod tests {
             "apiVersion": "apps/v1", "kind": "Deployment",
             "spec": {"replicas": 2, "template": pod(args, "nvidia.com/gpu", gpus)}
         }))
+    }
+
+    #[test]
+    fn a_ray_cluster_of_a_head_alone_is_one_pod_or_none() {
+        let cluster = |tensor: &str, groups: Value| {
+            spread_of(json!({
+                "apiVersion": "ray.io/v1", "kind": "RayCluster",
+                "spec": {
+                    "headGroupSpec": {"template": pod(&["-tp", tensor], "nvidia.com/gpu", 8)},
+                    "workerGroupSpecs": groups,
+                }
+            }))
+        };
+        let group = |replicas: u64| {
+            json!([{
+                "groupName": "gpu", "replicas": replicas, "template": pod(&[], "nvidia.com/gpu", 8),
+            }])
+        };
+        for none in [json!(null), json!([])] {
+            assert_eq!(cluster("8", none.clone()), Some(Spread::SinglePod));
+            let short = Spread::Misfit { ranks: 16, gpus: 8 };
+            assert_eq!(cluster("16", none), Some(short));
+        }
+        // One that sleeps keeps the shape that it has awake.
+        assert_eq!(cluster("16", group(0)), Some(Spread::Group(2)));
+        assert_eq!(cluster("16", group(1)), Some(Spread::Group(2)));
+        assert_eq!(cluster("8", group(0)), Some(Spread::SinglePod));
     }
 
     #[test]

@@ -118,6 +118,29 @@ async fn a_denial_is_a_403_with_a_cause_and_a_uid() {
 }
 
 #[tokio::test]
+async fn under_dry_run_nothing_is_denied_and_the_audit_log_tells_what_would_be() {
+    let document = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+        "mode": "dryRun", "overrides": [{"namespaces": ["ready"], "mode": "enforce"}]});
+    let policy = Policy::from_document(&document).unwrap();
+    let desk = Arc::new(Desk::new(policy, Arc::new(Metrics::new())));
+    let bad = hpa("DCGM_FI_DEV_GPU_UTIL");
+    let answer = async |path: &str, namespace: &str| {
+        let mut review = review_of("CREATE", &bad, &Value::Null);
+        review["request"]["namespace"] = json!(namespace);
+        post(&desk, path, review.to_string()).await.1["response"].clone()
+    };
+    let response = answer("/validate", "other").await;
+    assert_eq!(response["allowed"], true);
+    let annotations = &response["auditAnnotations"];
+    assert_eq!(annotations["verdict"], "would-deny");
+    assert_eq!(annotations["rules"], "gpu-utilization-signal");
+    let warning = response["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("gpu-utilization-signal: would be denied: spec.metrics[0]"));
+    assert!(answer("/mutate", "other").await.get("patch").is_none());
+    assert_eq!(answer("/validate", "ready").await["allowed"], false);
+}
+
+#[tokio::test]
 async fn what_is_going_away_or_not_ours_or_unchanged_is_let_through() {
     let desk = Arc::new(desk());
     let bad = hpa("DCGM_FI_DEV_GPU_UTIL");

@@ -55,7 +55,7 @@ spec:
       target: {type: AverageValue, averageValue: \"70\"}
 ";
 
-fn manifests() -> tempfile::TempDir {
+pub(crate) fn manifests() -> tempfile::TempDir {
     let unbounded = HPA.replace("2999-01-31", "2027-01-31");
     folder(&[
         ("live/pools.yaml", POOLS.as_bytes()),

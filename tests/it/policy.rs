@@ -77,14 +77,17 @@ fn a_policy_that_is_wrong_is_told_where_and_what_may_have_been_meant() {
         .chain([("right.yaml", DEFAULT.as_bytes())])
         .collect();
     let folder = folder(&files);
+    let mut all = String::new();
     for (name, _, complaint) in wrong {
         let (code, out, err) = run(folder.path(), &["policy", "check", name]);
         assert_eq!((code, out.as_str()), (2, ""), "{name}: {err}");
         assert!(err.contains(complaint), "{name}: {err}");
         // The same at every other door.
         let (code, _, other) = run(folder.path(), &["check", "--policy", name, "-"]);
-        assert_eq!((code, other), (2, err), "{name}");
+        assert_eq!((code, &other), (2, &err), "{name}");
+        all.push_str(&err);
     }
+    insta::assert_snapshot!("policy-errors", all);
     let (code, out, err) = run(
         folder.path(),
         &["policy", "check", "right.yaml", "mode.yaml", "missing.yaml"],

@@ -237,6 +237,77 @@ fn deployments_of_one_pod_and_of_a_gang() -> Result<()> {
     Ok(())
 }
 
+/// Applies what a denial says to write: it is accepted as it stands, and no gang rule has anything to
+/// add. The object that it became.
+fn what_it_says_to_write_is_clean(kubectl: &Kubectl, denial: &str) -> Result<Value> {
+    let set = instead(denial);
+    let answer = kubectl.apply(&set)?;
+    let gang: Vec<String> = answer
+        .warnings()
+        .into_iter()
+        .map(str::to_owned)
+        .filter(|line| line.contains("gang-"))
+        .collect();
+    assert!(gang.is_empty(), "{gang:?}");
+    answer.success().context(set)?;
+    kubectl.get("leaderworkerset/bad")
+}
+
+#[test]
+fn the_leader_worker_set_that_a_denial_says_to_write_is_complete() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("skeletons")?;
+    let mut rich = deployment("bad", 4, TWO_PODS);
+    let pod = &mut rich["spec"]["template"]["spec"];
+    pod["serviceAccountName"] = json!("llm");
+    pod["tolerations"] = json!([{"key": "sku", "operator": "Exists"}]);
+    pod["volumes"] = json!([{"name": "shm", "emptyDir": {"medium": "Memory"}}]);
+    pod["initContainers"] = json!([{"name": "fetch", "image": "example/fetch:1"}]);
+    let container = &mut pod["containers"][0];
+    container["volumeMounts"] = json!([{"name": "shm", "mountPath": "/dev/shm"}]);
+    container["readinessProbe"] = json!({"httpGet": {"path": "/health", "port": 8000}});
+    container["env"] = json!([{"name": "HF_HOME", "value": "/models"}]);
+    let denial = is_denied(
+        &kubectl,
+        &rich,
+        "gang-scheduling",
+        &["spec.replicas is 4", "kind: LeaderWorkerSet"],
+    )?;
+    let set = what_it_says_to_write_is_clean(&kubectl, &denial)?;
+    assert_eq!(set["spec"]["replicas"], 2);
+    let group = &set["spec"]["leaderWorkerTemplate"];
+    assert_eq!(group["size"], 2);
+    for role in ["leader", "worker"] {
+        let spec = &group[format!("{role}Template")]["spec"];
+        assert_eq!(spec["schedulerName"], "kai-scheduler", "{role}");
+        for (pointer, value) in [
+            ("/serviceAccountName", json!("llm")),
+            ("/volumes/0/name", json!("shm")),
+            ("/initContainers/0/image", json!("example/fetch:1")),
+            ("/containers/0/volumeMounts/0/mountPath", json!("/dev/shm")),
+            ("/containers/0/env/0/name", json!("HF_HOME")),
+            ("/containers/0/resources/limits/nvidia.com~1gpu", json!("8")),
+        ] {
+            assert_eq!(at(spec, pointer), &value, "{role} {pointer}");
+        }
+        let probed = spec.pointer("/containers/0/readinessProbe").is_some();
+        assert_eq!(probed, role == "leader");
+    }
+    // A StatefulSet's claims go with its pods.
+    let kubectl = guarded()?.cluster.namespace("skeletons-claimed")?;
+    let mut claimed = stateful_set("bad", 2, TWO_PODS);
+    claimed["spec"]["volumeClaimTemplates"] = json!([{
+        "metadata": {"name": "models"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Ti"}},
+        },
+    }]);
+    let denial = is_denied(&kubectl, &claimed, "gang-scheduling", &["makes no gang"])?;
+    let set = what_it_says_to_write_is_clean(&kubectl, &denial)?;
+    let claims = "/spec/leaderWorkerTemplate/volumeClaimTemplates/0/metadata/name";
+    assert_eq!(at(&set, claims), &json!("models"));
+    Ok(())
+}
+
 #[test]
 fn what_was_filled_asleep_wakes_as_a_gang_and_cannot_be_undone() -> Result<()> {
     let kubectl = guarded()?.cluster.namespace("wakes")?;

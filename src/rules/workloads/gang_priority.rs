@@ -7,7 +7,7 @@ use crate::{
     finding::{FieldPath, Finding},
     policy::SchedulerName,
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Serving},
+    subject::workload::{Kind, Serving, Spread},
 };
 
 declare_rule! {
@@ -112,13 +112,18 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
         .as_deref()
         .unwrap_or("kai-scheduler");
     let label = |key: &str| serving.workload.label(key).or_else(|| template.label(key));
-    // One that names a queue and no scheduler is on its way there.
+    // One that has a queue, or is given one by the policy, and names no scheduler is on its way there.
     let mut schedulers = serving
         .workload
         .pods
         .iter()
         .map(|set| set.template.spec_text("schedulerName"));
-    let bound = label("kai.scheduler/queue").is_some();
+    let mapped = || {
+        let namespace = cx.subject.namespace.as_deref().unwrap_or_default();
+        matches!(serving.spread, Spread::SinglePod | Spread::Group(_))
+            && cx.policy.queue_for(namespace).is_some()
+    };
+    let bound = label("kai.scheduler/queue").is_some() || mapped();
     let goes_there = schedulers.any(|scheduler| match scheduler {
         None | Some("default-scheduler") => bound,
         Some(scheduler) => scheduler == kai,
