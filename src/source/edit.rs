@@ -73,9 +73,16 @@ pub fn apply(text: &str, changes: &[Change]) -> Result<Edited, EditError> {
         }
         let layout = Layout::read(text, &document.range)
             .ok_or(EditError("where its values stand cannot be told"))?;
+        let style = Style::of(text, &document.range, &layout.root);
         let mut after = Value::clone(&document.value);
         for (position, change) in mine() {
-            let mut editor = Editor::new(text, &document.range, &layout);
+            let mut editor = Editor {
+                text,
+                part: &document.range,
+                layout: &layout,
+                style: &style,
+                splices: Vec::new(),
+            };
             match editor.object(&document.value, &mut after, change) {
                 Ok(()) => splices.append(&mut editor.splices),
                 Err(Obstacle { path, why }) => left.push(Left {
@@ -286,8 +293,10 @@ impl Layout {
         };
         let mut root = None;
         while let Some((event, span)) = builder.next() {
-            if root.is_none() {
-                root = builder.node(event, span)?;
+            if root.is_none()
+                && let Step::Node(node) = builder.node(event, span)?
+            {
+                root = Some(node);
             }
         }
         Some(Self {
@@ -322,9 +331,8 @@ impl<'t, E, I: Iterator<Item = Result<(Event<'t>, Span), E>>> Builder<'t, I> {
         Some(self.base + range.start..self.base + range.end)
     }
 
-    /// The node that an event begins: `Some(None)` for an event that begins none, as the end of a
-    /// collection, and none where the text is broken.
-    fn node(&mut self, event: Event<'t>, span: Span) -> Option<Option<Node>> {
+    /// The node that an event begins; none where the text is broken.
+    fn node(&mut self, event: Event<'t>, span: Span) -> Option<Step> {
         let mut span_of = self.range(span)?;
         let column = column(self.text, span_of.start);
         let (anchor, tagged, shape) = match event {
@@ -341,7 +349,7 @@ impl<'t, E, I: Iterator<Item = Result<(Event<'t>, Span), E>>> Builder<'t, I> {
                 let mut elements = Vec::new();
                 loop {
                     let (event, span) = self.next()?;
-                    if let Some(element) = self.node(event, span)? {
+                    if let Step::Node(element) = self.node(event, span)? {
                         elements.push(element);
                         continue;
                     }
@@ -357,9 +365,11 @@ impl<'t, E, I: Iterator<Item = Result<(Event<'t>, Span), E>>> Builder<'t, I> {
                 let mut members = Vec::new();
                 loop {
                     let (event, span) = self.next()?;
-                    if let Some(key) = self.node(event, span)? {
+                    if let Step::Node(key) = self.node(event, span)? {
                         let (event, span) = self.next()?;
-                        let mut value = self.node(event, span)??;
+                        let Step::Node(mut value) = self.node(event, span)? else {
+                            return None;
+                        };
                         // A list that stands no further in than its key begins, to the parser, behind
                         // its first dash.
                         let dash = self.text.get(value.span.start..);
@@ -379,9 +389,9 @@ impl<'t, E, I: Iterator<Item = Result<(Event<'t>, Span), E>>> Builder<'t, I> {
                 }
                 (anchor, tag.is_some(), Shape::Mapping { flow, members })
             }
-            _ => return Some(None),
+            _ => return Some(Step::Other),
         };
-        Some(Some(Node {
+        Some(Step::Node(Node {
             span: span_of,
             column,
             anchor,
@@ -389,6 +399,13 @@ impl<'t, E, I: Iterator<Item = Result<(Event<'t>, Span), E>>> Builder<'t, I> {
             shape,
         }))
     }
+}
+
+/// What an event begins.
+enum Step {
+    Node(Node),
+    /// Nothing, as the end of a collection.
+    Other,
 }
 
 /// Why a change cannot be made.
@@ -419,8 +436,8 @@ struct Editor<'l> {
     text: &'l str,
     part: &'l Range<usize>,
     layout: &'l Layout,
+    style: &'l Style,
     splices: Vec<Splice>,
-    style: Style,
 }
 
 /// How the document is written.
@@ -536,16 +553,6 @@ fn margin(text: &str, offset: usize) -> Option<&str> {
 }
 
 impl<'l> Editor<'l> {
-    fn new(text: &'l str, part: &'l Range<usize>, layout: &'l Layout) -> Self {
-        Self {
-            text,
-            part,
-            layout,
-            splices: Vec::new(),
-            style: Style::of(text, part, &layout.root),
-        }
-    }
-
     /// Makes a change, and tells `after` of it.
     fn object(
         &mut self,
@@ -645,8 +652,8 @@ impl<'l> Editor<'l> {
                 if added.is_empty() {
                     return Ok(());
                 }
-                let why = self.add(node, Value::Object(added), place);
-                why.map_err(|why| obstacle(why))
+                let why = self.add(node, &Value::Object(added), place);
+                why.map_err(obstacle)
             }
             (Value::Array(old), Value::Array(new), Shape::Sequence { .. }) => {
                 if new.len() < old.len() {
@@ -663,12 +670,12 @@ impl<'l> Editor<'l> {
                 if added.is_empty() {
                     return Ok(());
                 }
-                let why = self.add(node, Value::Array(added), place);
-                why.map_err(|why| obstacle(why))
+                let why = self.add(node, &Value::Array(added), place);
+                why.map_err(obstacle)
             }
             (_, _, Shape::Scalar { .. }) => {
                 let why = self.replace(node, after, place);
-                why.map_err(|why| obstacle(why))
+                why.map_err(obstacle)
             }
             _ => Err(obstacle("is of another type")),
         }
@@ -785,18 +792,18 @@ impl<'l> Editor<'l> {
     }
 
     /// Adds members to a mapping or elements to a list.
-    fn add(&mut self, node: &'l Node, added: Value, place: Place<'l>) -> Result<(), &'static str> {
+    fn add(&mut self, node: &'l Node, added: &Value, place: Place<'l>) -> Result<(), &'static str> {
         if node.is_empty_flow()
             && node.anchor == 0
             && !node.tagged
-            && let Some(()) = self.nest(node, &added, place)
+            && let Some(()) = self.nest(node, added, place)
         {
             return Ok(());
         }
         if node.is_flow() {
-            return self.add_inline(node, &added);
+            return self.add_inline(node, added);
         }
-        let lines = self.block(&added, node.column);
+        let lines = self.block(added, node.column);
         self.insert_lines(node.end(self.text), &lines);
         Ok(())
     }
@@ -866,37 +873,34 @@ impl<'l> Editor<'l> {
         }
         let gap = tail.len() - tail.trim_start().len();
         let comma = tail.trim_start().starts_with(',').then_some(end + gap + 1);
-        match margin(text, first.span.start).filter(|_| tail.contains('\n')) {
-            Some(margin) => {
-                let margin = margin.to_owned();
-                if comma.is_none() {
-                    self.splices.push(Splice {
-                        at: end..end,
-                        with: ",".to_owned(),
-                    });
-                }
-                let mut lines: Vec<String> = self
-                    .entries(added, json, &margin)
-                    .into_iter()
-                    .map(|entry| format!("{margin}{entry},"))
-                    .collect();
-                if comma.is_none()
-                    && let Some(line) = lines.last_mut()
-                {
-                    line.pop();
-                }
-                self.insert_lines(comma.unwrap_or(end), &lines);
-            }
-            None => {
-                let separator = self.separator();
-                let entries = self.entries(added, json, "").join(separator);
-                let (at, with) = match comma {
-                    Some(comma) => (comma, format!(" {entries},")),
-                    None => (end, format!("{separator}{entries}")),
-                };
-                self.splices.push(Splice { at: at..at, with });
-            }
+        let own_line = margin(text, first.span.start).filter(|_| tail.contains('\n'));
+        let Some(margin) = own_line else {
+            let separator = self.separator();
+            let entries = self.entries(added, json, "").join(separator);
+            let (at, with) = match comma {
+                Some(comma) => (comma, format!(" {entries},")),
+                None => (end, format!("{separator}{entries}")),
+            };
+            self.splices.push(Splice { at: at..at, with });
+            return Ok(());
+        };
+        if comma.is_none() {
+            self.splices.push(Splice {
+                at: end..end,
+                with: ",".to_owned(),
+            });
         }
+        let mut lines: Vec<String> = self
+            .entries(added, json, margin)
+            .into_iter()
+            .map(|entry| format!("{margin}{entry},"))
+            .collect();
+        if comma.is_none()
+            && let Some(line) = lines.last_mut()
+        {
+            line.pop();
+        }
+        self.insert_lines(comma.unwrap_or(end), &lines);
         Ok(())
     }
 
@@ -904,20 +908,32 @@ impl<'l> Editor<'l> {
         if self.style.tight { "," } else { ", " }
     }
 
-    /// The members or elements of a collection, each in flow style.
+    /// The members or elements of a collection, each in flow style, below a margin.
     fn entries(&self, collection: &Value, json: bool, margin: &str) -> Vec<String> {
-        let value_of = |value: &Value| match self.style.indent.as_deref() {
-            Some(indent) => pretty(value, indent, margin, self.style.newline),
-            None => self.inline(value, json),
-        };
+        self.entries_of(
+            collection,
+            json,
+            &|value| match self.style.indent.as_deref() {
+                Some(indent) => pretty(value, indent, margin, self.style.newline),
+                None => self.inline(value, json),
+            },
+        )
+    }
+
+    fn entries_of(
+        &self,
+        collection: &Value,
+        json: bool,
+        write: &dyn Fn(&Value) -> String,
+    ) -> Vec<String> {
         let colon = if self.style.tight { ":" } else { ": " };
         match collection {
             Value::Object(members) => members
                 .iter()
-                .map(|(key, value)| format!("{}{colon}{}", word(key, json), value_of(value)))
+                .map(|(key, value)| format!("{}{colon}{}", word(key, json), write(value)))
                 .collect(),
-            Value::Array(elements) => elements.iter().map(value_of).collect(),
-            other => vec![value_of(other)],
+            Value::Array(elements) => elements.iter().map(write).collect(),
+            other => vec![write(other)],
         }
     }
 
@@ -926,31 +942,14 @@ impl<'l> Editor<'l> {
         match value {
             Value::String(text) => word(text, json),
             Value::Object(_) => {
-                let entries = self.entries_inline(value, json);
+                let entries = self.entries_of(value, json, &|value| self.inline(value, json));
                 format!("{{{}}}", entries.join(self.separator()))
             }
             Value::Array(_) => {
-                let entries = self.entries_inline(value, json);
+                let entries = self.entries_of(value, json, &|value| self.inline(value, json));
                 format!("[{}]", entries.join(self.separator()))
             }
             other => other.to_string(),
-        }
-    }
-
-    fn entries_inline(&self, collection: &Value, json: bool) -> Vec<String> {
-        let colon = if self.style.tight { ":" } else { ": " };
-        match collection {
-            Value::Object(members) => members
-                .iter()
-                .map(|(key, value)| {
-                    format!("{}{colon}{}", word(key, json), self.inline(value, json))
-                })
-                .collect(),
-            Value::Array(elements) => elements
-                .iter()
-                .map(|value| self.inline(value, json))
-                .collect(),
-            _ => Vec::new(),
         }
     }
 

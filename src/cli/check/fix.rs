@@ -226,9 +226,9 @@ impl Texts {
             text.filled
                 .push(format!("{place}: filled {} of {object}", paths.join(", ")));
         }
-        let changed = *text.after != *edited.text;
+        let is_new = *text.after != *edited.text;
         text.after = edited.text.into();
-        changed
+        is_new
     }
 }
 

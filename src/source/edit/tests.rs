@@ -12,6 +12,7 @@ fn change(patch: Value) -> Change {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "literals are handed in")]
 fn add(path: &str, value: Value) -> Value {
     json!([{"op": "add", "path": path, "value": value}])
 }
