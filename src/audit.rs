@@ -1,9 +1,9 @@
 //! What a cluster already runs, judged as the webhook would: its objects are read page by page and
 //! reviewed as they come, and nothing is written.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
@@ -21,6 +21,8 @@ use crate::{
     rules::{Kind, Rule, kinds},
     subject::{Door, Operation, Subject},
 };
+
+pub mod continuous;
 
 /// Kinds that are listed at the same time: enough to keep the reviews busy, and few enough for an API
 /// server that has others to serve.
@@ -79,6 +81,11 @@ impl<T> Default for Seen<T> {
 pub trait Progress: Send + Sync {
     /// That many objects have been reviewed, and that many are known to be left of the same kind.
     fn reviewed(&self, kind: &Kind, count: usize, left: Option<u64>);
+
+    /// How long to wait between two pages.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl Progress for () {
@@ -197,10 +204,13 @@ pub async fn run<J: Judge>(
     progress: &dyn Progress,
 ) -> Seen<J::Told> {
     let of_kinds = stream::iter(plan.kinds.iter().copied().enumerate())
-        .map(|(position, kind)| async move {
-            let mut seen = Seen::default();
-            of_kind(client, kind, plan, judge, progress, &mut seen).await;
-            (position, seen)
+        .map(|(position, kind)| {
+            async move {
+                let mut seen = Seen::default();
+                of_kind(client, kind, plan, judge, progress, &mut seen).await;
+                (position, seen)
+            }
+            .boxed()
         })
         .buffer_unordered(AT_ONCE);
     let mut all: Vec<(usize, Seen<J::Told>)> = of_kinds.collect().await;
@@ -315,6 +325,7 @@ impl<J: Judge> Sink<Value> for Reader<'_, J> {
     async fn take(&mut self, items: Vec<Value>, remaining: Option<u64>) {
         self.settle().await;
         self.progress.reviewed(self.kind, items.len(), remaining);
+        tokio::time::sleep(self.progress.pause()).await;
         let (judge, api_version, kind) = (
             Arc::clone(&self.judge),
             self.api_version.clone(),

@@ -15,6 +15,7 @@ use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 
 pub mod access;
 pub mod exemptions;
+pub mod lease;
 pub mod list;
 pub mod reports;
 pub mod watch;

@@ -1,4 +1,5 @@
-//! What is counted, for Prometheus. Labels are bounded: no namespace, name or uid.
+//! What is counted, for Prometheus. Labels are bounded: no name or uid, and a namespace only where the
+//! audit counts what it found.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +65,13 @@ struct ReloadLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AuditLabels {
+    rule: String,
+    level: String,
+    namespace: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct WatchLabels {
     resource: String,
 }
@@ -109,6 +117,10 @@ pub struct Metrics {
     policy: Family<PolicyLabels, Gauge>,
     policy_reloads: Family<ReloadLabels, Counter>,
     policy_stale: Gauge,
+    audit_findings: Family<AuditLabels, Gauge>,
+    audit_leading: Gauge,
+    audit_seconds: Gauge<f64, AtomicU64>,
+    audit_complete: Gauge,
     certificate_end: Gauge<f64, AtomicU64>,
     registered: Gauge,
     watch_synced: Family<WatchLabels, Gauge>,
@@ -133,6 +145,10 @@ impl Metrics {
         let refusals = Family::<RefusalLabels, Counter>::default();
         let panics = Counter::default();
         let policy = Family::<PolicyLabels, Gauge>::default();
+        let audit_findings = Family::<AuditLabels, Gauge>::default();
+        let audit_leading = Gauge::default();
+        let audit_seconds = Gauge::<f64, AtomicU64>::default();
+        let audit_complete = Gauge::default();
         let certificate_end = Gauge::<f64, AtomicU64>::default();
         let registered = Gauge::default();
         registry.register("admission_reviews", "Objects reviewed", reviews.clone());
@@ -168,6 +184,26 @@ impl Metrics {
             "policy_stale",
             "1 where the policy file is not what is in force, because something is wrong with it",
             policy_stale.clone(),
+        );
+        registry.register(
+            "audit_findings",
+            "What the continuous audit finds in the cluster's objects, by rule, level and namespace",
+            audit_findings.clone(),
+        );
+        registry.register(
+            "audit_leading",
+            "1 where this replica is the one that audits",
+            audit_leading.clone(),
+        );
+        registry.register(
+            "audit_duration_seconds",
+            "How long the last look at the whole cluster took",
+            audit_seconds.clone(),
+        );
+        registry.register(
+            "audit_complete",
+            "1 where the last look at the whole cluster saw everything",
+            audit_complete.clone(),
         );
         registry.register(
             "certificate_not_after_timestamp_seconds",
@@ -231,6 +267,10 @@ impl Metrics {
             policy,
             policy_reloads,
             policy_stale,
+            audit_findings,
+            audit_leading,
+            audit_seconds,
+            audit_complete,
             certificate_end,
             registered,
             watch_synced,
@@ -383,6 +423,33 @@ impl Metrics {
             .get_or_create(&ReloadLabels { result })
             .inc();
         self.policy_stale.set(i64::from(!taken));
+    }
+
+    /// Whether this replica is the one that audits.
+    pub fn audit_leading(&self, leads: bool) {
+        self.audit_leading.set(i64::from(leads));
+    }
+
+    /// A look at the whole cluster has ended.
+    pub fn audit_took(&self, elapsed: Duration, complete: bool) {
+        self.audit_seconds.set(elapsed.as_secs_f64());
+        self.audit_complete.set(i64::from(complete));
+    }
+
+    /// What there is to find in the cluster: rule, level, namespace and how often.
+    pub fn audit_findings<'l>(
+        &self,
+        counts: impl Iterator<Item = ((&'l str, &'l str, &'l str), i64)>,
+    ) {
+        self.audit_findings.clear();
+        for ((rule, level, namespace), count) in counts {
+            let labels = AuditLabels {
+                rule: rule.to_owned(),
+                level: level.to_owned(),
+                namespace: namespace.to_owned(),
+            };
+            self.audit_findings.get_or_create(&labels).set(count);
+        }
     }
 
     /// Another certificate is served.

@@ -24,8 +24,9 @@ use tokio::{
 
 use crate::{
     admin::{self, Admin, Health},
+    audit::continuous,
     cli::{FAILED, OK, PolicyText},
-    cluster::{self, ClusterArgs, access::Access},
+    cluster::{self, ClusterArgs, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
     telemetry::{self, LogFormat},
@@ -139,6 +140,29 @@ pub struct Args {
         help_heading = "Cluster"
     )]
     watch: Option<bool>,
+    /// Audit the cluster all the time, by one of the replicas: report objects (openreports.io, else
+    /// wgpolicyk8s.io), Events and metrics
+    #[arg(long, help_heading = "Audit")]
+    audit: bool,
+    /// How often everything is looked at; what changes is looked at soon
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "1h",
+        requires = "audit",
+        help_heading = "Audit"
+    )]
+    audit_period: GoDuration,
+    /// The namespace of the Lease by which one replica is chosen; with --service its namespace, else
+    /// default
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        requires = "audit",
+        help_heading = "Audit"
+    )]
+    audit_namespace: Option<String>,
+
     #[command(flatten)]
     cluster: ClusterArgs,
 
@@ -275,7 +299,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
 
     // Before anything is served: a client that cannot be made is a mistake in the arguments.
     let watches = args.watch.unwrap_or(args.register);
-    let client = if args.register || watches {
+    let client = if args.register || watches || args.audit {
         Some(args.cluster.client().await?)
     } else {
         None
@@ -340,6 +364,15 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         Some(client) => cluster::watch::start(client, &desk, &health.watches, &stopped),
         None => Vec::new(),
     };
+    if let Some(client) = client.as_ref().filter(|_| args.audit) {
+        let settings = audit_settings(args, webhook);
+        let (client, desk, stopped) = (client.clone(), Arc::clone(&desk), stopped.clone());
+        // On a thread of its own: no worker that answers the API server waits for a page of it.
+        let runtime = tokio::runtime::Handle::current();
+        caches.push(tokio::task::spawn_blocking(move || {
+            runtime.block_on(continuous::follow(client, desk, settings, stopped));
+        }));
+    }
     let lists = client.clone().filter(|_| watches);
     let counting = cluster::exemptions::follow(lists, Arc::clone(&desk), stopped.clone());
     caches.push(tokio::spawn(counting));
@@ -452,6 +485,26 @@ fn policy(path: Option<&Path>) -> anyhow::Result<(Policy, Option<PolicyFile>)> {
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({flag})"))
+}
+
+/// How the continuous audit goes.
+fn audit_settings(args: &Args, webhook: SocketAddr) -> continuous::Settings {
+    let of_service = match &args.service {
+        Some(Reach::Service { namespace, .. }) => Some(namespace.clone()),
+        _ => None,
+    };
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "gangplank".to_owned());
+    continuous::Settings {
+        contest: Contest {
+            namespace: (args.audit_namespace.clone())
+                .or(of_service)
+                .unwrap_or_else(|| "default".to_owned()),
+            name: format!("{}-audit", args.registration_name),
+            // A pod's name differs from all others; elsewhere the process and its port do.
+            identity: format!("{host}_{}_{}", std::process::id(), webhook.port()),
+        },
+        period: args.audit_period.into(),
+    }
 }
 
 /// How the API server reaches us: as told, else at the address that we listen on.

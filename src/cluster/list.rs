@@ -58,9 +58,9 @@ pub struct Scope {
 }
 
 /// Takes the objects of a list.
-pub trait Sink<K> {
+pub trait Sink<K>: Send {
     /// A page of them, and how many the server says are still to come.
-    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()>;
+    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()> + Send;
     /// The list begins anew: what was taken comes again.
     fn begin_again(&mut self);
 }
@@ -106,11 +106,11 @@ pub async fn values(
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
-pub async fn objects<T>(
+pub async fn objects<T: Send>(
     client: &Client,
     resource: &ApiResource,
     namespace: Option<&str>,
-    keep: impl Fn(Value) -> Option<T>,
+    keep: impl Fn(Value) -> Option<T> + Send,
 ) -> Result<Option<Vec<T>>, ClusterError> {
     let scope = Scope {
         namespace: namespace.map(str::to_owned),
@@ -125,11 +125,11 @@ pub async fn objects<T>(
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
-pub async fn metadata<T>(
+pub async fn metadata<T: Send>(
     client: &Client,
     resource: &ApiResource,
     scope: &Scope,
-    keep: impl Fn(PartialObjectMeta<DynamicObject>) -> Option<T>,
+    keep: impl Fn(PartialObjectMeta<DynamicObject>) -> Option<T> + Send,
 ) -> Result<Option<Vec<T>>, ClusterError> {
     let api: Api<DynamicObject> = match &scope.namespace {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, resource),
@@ -177,7 +177,7 @@ impl<T, F> Kept<T, F> {
     }
 }
 
-impl<K, T, F: Fn(K) -> Option<T>> Sink<K> for Kept<T, F> {
+impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<K> for Kept<T, F> {
     async fn take(&mut self, items: Vec<K>, _: Option<u64>) {
         self.kept.extend(items.into_iter().filter_map(&self.keep));
     }
@@ -193,7 +193,7 @@ async fn pages<K, F>(
     sink: &mut impl Sink<K>,
 ) -> Result<bool, ClusterError>
 where
-    K: Clone + Debug + DeserializeOwned,
+    K: Clone + Debug + DeserializeOwned + Send,
     F: Future<Output = kube::Result<ObjectList<K>>>,
 {
     let refused = |error| ClusterError::Request {

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use kube::{
     Api, Client,
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{
     ClusterError,
-    list::{Scope, metadata, name, resource},
+    list::{Scope, Sink, metadata, name, resource, values},
 };
 use crate::{
     audit::Audited,
@@ -113,12 +113,12 @@ pub async fn write(
         .filter(|place| !keep.contains(place) && (all || looked_at.contains(&place.1)))
         .collect();
     let written: Vec<Result<(), String>> = stream::iter(writes)
-        .map(|report| apply(client, &served, report))
+        .map(|report| apply(client, &served, report).boxed())
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
     let removed: Vec<Result<(), String>> = stream::iter(removals)
-        .map(|place| remove(client, &served, place))
+        .map(|place| remove(client, &served, place).boxed())
         .buffer_unordered(AT_ONCE)
         .collect()
         .await;
@@ -138,6 +138,44 @@ pub async fn write(
         removed,
         ..result
     })
+}
+
+/// The fingerprints of everything that our reports tell of.
+///
+/// # Errors
+/// Where the cluster serves no reports, or does not let them be listed.
+pub async fn fingerprints(client: &Client) -> Result<BTreeSet<String>, ClusterError> {
+    let (served, _) = existing(client, &Scope::default()).await?;
+    let ours = Scope {
+        namespace: None,
+        selector: Some(format!("{MANAGED_BY}={FIELD_MANAGER}")),
+    };
+    let mut all = Prints::default();
+    for resource in [&served.namespaced, &served.cluster] {
+        values(client, resource, &ours, &mut all).await?;
+    }
+    Ok(all.0)
+}
+
+/// Gathers fingerprints.
+#[derive(Default)]
+struct Prints(BTreeSet<String>);
+
+impl Sink<Value> for Prints {
+    async fn take(&mut self, items: Vec<Value>, _: Option<u64>) {
+        let results = items
+            .iter()
+            .filter_map(|report| report.get("results")?.as_array())
+            .flatten();
+        let prints = results.filter_map(|result| {
+            at(result, &["properties", "fingerprint"])?
+                .as_str()
+                .map(str::to_owned)
+        });
+        self.0.extend(prints);
+    }
+
+    fn begin_again(&mut self) {}
 }
 
 /// What the cluster serves, and which of our reports are there with which content.

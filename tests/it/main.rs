@@ -26,6 +26,7 @@ mod helm;
 mod html;
 mod kinds;
 mod node_pools;
+mod patrol;
 mod policy;
 mod ratchet;
 mod registration;
