@@ -280,6 +280,11 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// Writes to standard error, where standard output is taken by something else.
+pub fn print_aside(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes one line to standard error.
 pub fn complain(text: &str) {
     let _ = writeln!(io::stderr().lock(), "gangplank: {text}");

@@ -19,6 +19,7 @@ mod check;
 mod docs;
 mod enforce;
 mod exemptions;
+mod fix;
 mod fixtures;
 mod formats;
 mod helm;
