@@ -191,12 +191,15 @@ pub struct Surroundings<'a> {
 /// The container of a pod that serves a model on an accelerator, and what it says of its ranks.
 /// `None` where no container does.
 pub fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
-    let gpus = template.accelerators(around.engines)?.units;
+    template.accelerators(around.engines)?;
     let mut best: Option<Server<'a>> = None;
     for container in template.containers() {
         if !template.container_has_accelerator(around.engines, &container) {
             continue;
         }
+        let gpus = template
+            .accelerators_of(around.engines, &container)
+            .map_or(Count::Unknown, |own| own.units);
         let found = read(template, container, gpus, around);
         // The command line is better proof than an image.
         if let Some(found) = found
@@ -490,11 +493,14 @@ fn read<'a>(
         around,
         runs: Vec::new(),
         busy: false,
+        repeated: false,
+        launched: false,
         sign: None,
     };
     found.follow(&words, &[], 0);
     let sign = found.sign.take();
     let idle = !words.is_empty() && !found.busy;
+    let (repeated, launched) = (found.repeated, found.launched);
     let mut runs = found.runs;
     let mut shown = runs.first().and_then(|run| run.engine);
     if runs.is_empty() {
@@ -503,6 +509,9 @@ fn read<'a>(
         }
         let by_image = around.engines.by_image(container.image());
         let signature = around.engines.engines.iter().find(|engine| {
+            if launched && !around.declared {
+                return false;
+            }
             let has = |word: &Word| {
                 engine
                     .signature
@@ -557,7 +566,7 @@ fn read<'a>(
     Some(Server {
         engine: shown,
         confidence: runs.first()?.confidence,
-        processes: runs.len(),
+        processes: runs.len() + usize::from(repeated),
         container,
         path,
         parallelism,
@@ -572,13 +581,18 @@ struct Found<'e, 'a> {
     runs: Vec<Invocation<'a>>,
     /// Something runs that does more than hold the pod open.
     busy: bool,
+    /// A launcher runs a program that is no server that we know, and trains as often as it serves.
+    launched: bool,
+    /// An engine runs in a loop, perhaps several times at once.
+    repeated: bool,
     /// Something runs beside the engine that joins pods into one instance.
     sign: Option<(String, Origin)>,
 }
 
 impl Found<'_, '_> {
     fn follow(&mut self, words: &[Word], assignments: &[(String, String)], depth: usize) {
-        let words = unwrap(words);
+        let (words, given) = unwrap(words);
+        let assignments = &[assignments, &given].concat();
         let Some(first) = words.first() else { return };
         let program = basename(&first.text);
         if matches!(program, "sh" | "bash" | "dash" | "ash" | "zsh")
@@ -656,6 +670,7 @@ impl Found<'_, '_> {
                 mpi = flags::processes(rest);
             }
         }
+        self.launched |= launcher.is_some() || mpi.is_some();
         if let (Some((engine, words)), true) = (launcher, self.around.declared) {
             self.runs.push(Invocation {
                 engine: Some(engine),
@@ -679,12 +694,17 @@ impl Found<'_, '_> {
             return;
         };
         for Command {
-            words, assignments, ..
+            words,
+            assignments,
+            repeated,
+            defined,
+            ..
         } in commands
         {
+            let before = self.runs.len();
             let mut all = Vec::with_capacity(words.len());
             for text in words {
-                if text.chars().eq([POSITIONAL]) {
+                if text.chars().eq([POSITIONAL]) && !defined {
                     all.extend(positional.iter().cloned());
                 } else {
                     let text = text.replace(POSITIONAL, &UNKNOWN.to_string());
@@ -698,6 +718,7 @@ impl Found<'_, '_> {
                 }
             }
             self.follow(&all, &assignments, depth + 1);
+            self.repeated |= repeated && self.runs.len() > before;
         }
     }
 }
@@ -729,25 +750,30 @@ fn script(words: &[Word]) -> Option<(&Word, &[Word])> {
 }
 
 /// Without what only prepares a command: `exec`, `env A=b`, `tini --`, `nohup`, `timeout 30`.
-fn unwrap(mut words: &[Word]) -> &[Word] {
+/// And what it sets for it.
+fn unwrap(mut words: &[Word]) -> (&[Word], Vec<(String, String)>) {
+    let mut given = Vec::new();
     while let Some((first, rest)) = words.split_first() {
         match basename(&first.text) {
             "exec" | "nohup" | "command" | "sudo" | "setsid" | "tini" | "dumb-init" | "stdbuf"
             | "catatonit" | "env" => {
                 words = rest;
-                while words.first().is_some_and(|word| {
-                    word.text.starts_with('-')
-                        || word.text.split_once('=').is_some_and(|(name, _)| {
-                            name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-                        })
-                }) {
-                    words = words.get(1..).unwrap_or_default();
+                while let Some((word, others)) = words.split_first() {
+                    let set = word.text.split_once('=').filter(|(name, _)| {
+                        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                    });
+                    if let Some((name, value)) = set {
+                        given.push((name.to_owned(), value.to_owned()));
+                    } else if !word.text.starts_with('-') {
+                        break;
+                    }
+                    words = others;
                 }
             }
             _ => break,
         }
     }
-    words
+    (words, given)
 }
 
 fn basename(text: &str) -> &str {
@@ -934,7 +960,7 @@ fn ranks(
     };
     let (profile_tensor, profile_pipeline) = profile(engine, environment, container);
     let file = unread.is_some();
-    let silent = if hidden || file {
+    let silent = if hidden || file || read.open {
         Silent::Unknown
     } else {
         engine.silent

@@ -25,6 +25,8 @@ pub(super) struct Line {
     pub(super) evidence: Option<(String, Origin)>,
     /// Ranks are placed by Ray, possibly on other pods.
     pub(super) ray: Option<(String, Origin)>,
+    /// A word that nobody can read stands where flags may be, as `$EXTRA_ARGS`.
+    pub(super) open: bool,
     /// The files with more settings that are named; none where a name is no text.
     pub(super) files: Vec<(Option<String>, Origin)>,
 }
@@ -59,7 +61,16 @@ impl Line {
         let mut line = Self::default();
         let mut at = 0;
         while let Some(word) = words.get(at) {
+            let before = at.checked_sub(1).and_then(|before| words.get(before));
             at += 1;
+            if word.text.contains(UNKNOWN) && word.text.chars().all(|c| c == UNKNOWN) {
+                // The first may be the model, and what follows a flag its value.
+                let value = before.is_none_or(|before| {
+                    before.text.starts_with('-') && !before.text.contains('=')
+                });
+                line.open |= !value;
+                continue;
+            }
             if word.text == "--" {
                 break;
             }

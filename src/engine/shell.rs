@@ -37,6 +37,10 @@ pub(super) struct Command {
     pub(super) assignments: Vec<(String, String)>,
     /// It stands in a branch or loop.
     pub(super) conditional: bool,
+    /// It stands in a `for` loop, which may run it several times at once.
+    pub(super) repeated: bool,
+    /// It stands behind the definition of a function, and may be its body: `$@` may be its arguments.
+    pub(super) defined: bool,
 }
 
 /// The simple commands of `script` in order; `None` where it is too long to read.
@@ -49,7 +53,9 @@ pub(super) fn commands(script: &str, lookup: &dyn Fn(&str) -> Variable) -> Optio
         at: 0,
         lookup,
         set: BTreeMap::new(),
-        depth: 0,
+        open: false,
+        defined: false,
+        loops: Vec::new(),
         commands: Vec::new(),
         command: Command::default(),
         word: String::new(),
@@ -67,7 +73,12 @@ struct Reader<'a> {
     at: usize,
     lookup: &'a dyn Fn(&str) -> Variable,
     set: BTreeMap<String, Variable>,
-    depth: usize,
+    /// Something ran that may have set any variable.
+    open: bool,
+    /// A function was defined.
+    defined: bool,
+    /// The branches and loops that are open, and whether each is a `for`.
+    loops: Vec<bool>,
     commands: Vec<Command>,
     command: Command,
     word: String,
@@ -104,7 +115,16 @@ impl Reader<'_> {
                     self.end_word();
                     self.skip_word = true;
                 }
+                '(' if self.peek(1) == Some('(') && self.command.words.is_empty() => {
+                    let inside = self.balanced('(', ')');
+                    self.arithmetic(&inside);
+                    self.end_command();
+                }
                 '&' | '|' | ';' | '(' | ')' => {
+                    let function = c == '('
+                        && self.peek(1) == Some(')')
+                        && self.command.words.len() + usize::from(self.started) == 1;
+                    self.defined |= function;
                     self.at += 1;
                     self.end_command();
                 }
@@ -353,10 +373,68 @@ impl Reader<'_> {
     }
 
     fn variable(&self, name: &str) -> Variable {
-        self.set
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| (self.lookup)(name))
+        match self.set.get(name) {
+            Some(value) => value.clone(),
+            None if self.open => Variable::Unknown,
+            None => (self.lookup)(name),
+        }
+    }
+
+    /// The names that an arithmetic command sets hold numbers that only running tells.
+    fn arithmetic(&mut self, text: &str) {
+        let compared = text
+            .replace("==", "")
+            .replace("!=", "")
+            .replace("<=", "")
+            .replace(">=", "");
+        if !compared.contains('=') && !text.contains("++") && !text.contains("--") {
+            return;
+        }
+        for name in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            self.forget(name);
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        if is_name(name) {
+            self.set.insert(name.to_owned(), Variable::Unknown);
+        }
+    }
+
+    /// What a command of the shell's own does to variables, beside the assignments that it is given.
+    fn run_builtin(&mut self, words: &[String]) {
+        let Some((program, operands)) = words.split_first() else {
+            return;
+        };
+        match program.as_str() {
+            "source" | "." | "eval" => {
+                let file = operands.first().map_or("", String::as_str);
+                // What only prepares paths.
+                let harmless = [
+                    "activate", "conda.sh", "profile", ".profile", ".bashrc", "bashrc",
+                ];
+                let name = file.rsplit('/').next().unwrap_or_default();
+                if program == "eval" || !harmless.contains(&name) {
+                    self.set.clear();
+                    self.open = true;
+                }
+            }
+            "read" | "getopts" | "mapfile" | "readarray" => {
+                for name in operands {
+                    self.forget(name);
+                }
+            }
+            "let" => self.arithmetic(&operands.join(" ")),
+            "printf" if operands.first().is_some_and(|option| option == "-v") => {
+                self.forget(operands.get(1).map_or("", String::as_str));
+            }
+            "unset" => {
+                for name in operands.iter().filter(|name| is_name(name)) {
+                    self.set.insert(name.clone(), Variable::Unset);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn assign(&mut self, name: &str, value: &str) {
@@ -366,7 +444,7 @@ impl Reader<'_> {
             Variable::Known(value.to_owned())
         };
         // In a branch it may or may not happen.
-        let new = if self.depth > 0 && self.variable(name) != new {
+        let new = if !self.loops.is_empty() && self.variable(name) != new {
             Variable::Unknown
         } else {
             new
@@ -448,7 +526,7 @@ impl Reader<'_> {
         if self.command.words.is_empty() && !quoted {
             match word.as_str() {
                 "if" | "while" | "until" | "for" | "case" | "select" => {
-                    self.depth += 1;
+                    self.loops.push(word == "for");
                     // The words of a `for` or `case` head are no command.
                     if matches!(word.as_str(), "for" | "case" | "select") {
                         self.command.words.push(word);
@@ -456,7 +534,13 @@ impl Reader<'_> {
                     return;
                 }
                 "fi" | "done" | "esac" => {
-                    self.depth = self.depth.saturating_sub(1);
+                    self.loops.pop();
+                    return;
+                }
+                "function" => {
+                    self.defined = true;
+                    // Its name.
+                    self.skip_word = true;
                     return;
                 }
                 "then" | "else" | "elif" | "do" | "{" | "}" | "!" | "time" => return,
@@ -478,7 +562,9 @@ impl Reader<'_> {
         self.end_word();
         self.skip_word = false;
         let mut command = std::mem::take(&mut self.command);
-        command.conditional = self.depth > 0;
+        command.conditional = !self.loops.is_empty();
+        command.repeated = self.loops.contains(&true);
+        command.defined = self.defined;
         if command.words.is_empty() {
             for (name, value) in command.assignments {
                 self.assign(&name, &value);
@@ -492,6 +578,10 @@ impl Reader<'_> {
             for word in command.words.iter().skip(1) {
                 if let Some((name, value)) = assignment(word) {
                     self.assign(name, value);
+                } else if word.contains(UNKNOWN) {
+                    // As of `export $(cat file)`.
+                    self.set.clear();
+                    self.open = true;
                 }
             }
             return;
@@ -505,15 +595,19 @@ impl Reader<'_> {
             }
             return;
         }
+        self.run_builtin(&command.words);
         self.commands.push(command);
     }
 }
 
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
-    let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    valid.then_some((name, value))
+    is_name(name).then_some((name, value))
 }
 
 #[cfg(test)]
@@ -591,6 +685,51 @@ mod tests {
             words("cat <<'EOF' > /tmp/x\ntp: 8 ; vllm serve\nEOF\nv a 2>&1 >log"),
             [vec!["cat"], vec!["v", "a"]]
         );
+    }
+
+    #[test]
+    fn what_others_may_set_is_unknown_from_there_on() {
+        for set in [
+            "source /etc/env",
+            ". /etc/env",
+            "eval \"$(cat /etc/env)\"",
+            "export $(cat /etc/env | xargs)",
+            "read -r N < /etc/n",
+            "let N=N/2",
+            "(( N /= 2 ))",
+            "printf -v N %d 4",
+        ] {
+            for first in ["N=8", ":"] {
+                let all = words(&format!("{first}; {set}; v ${{N:-8}}"));
+                assert_eq!(
+                    all.last().unwrap()[1],
+                    UNKNOWN.to_string(),
+                    "{first}; {set}"
+                );
+            }
+        }
+        for kept in [
+            "source /opt/venv/bin/activate",
+            "(( N == 4 ))",
+            "printf %d 4",
+        ] {
+            let all = words(&format!("N=8; {kept}; v $N"));
+            assert_eq!(all.last().unwrap()[1], "8", "{kept}");
+        }
+        assert_eq!(words("N=8; unset N; v ${N:-2}").last().unwrap()[1], "2");
+    }
+
+    #[test]
+    fn loops_and_bodies_of_functions_are_marked() {
+        let lookup = |_: &str| Variable::Unset;
+        let all = |script: &str| commands(script, &lookup).unwrap();
+        let last = |script: &str| all(script).pop().unwrap();
+        assert!(last("for i in 0 1; do v $i & done").repeated);
+        assert!(!last("for i in 0 1; do v; done; w").repeated);
+        assert!(!last("while true; do v; done").repeated);
+        assert!(last("f() { v \"$@\"; }").defined);
+        assert!(last("function f { v \"$@\"; }").defined);
+        assert!(!last("v \"$@\"; (w)").defined);
     }
 
     #[test]

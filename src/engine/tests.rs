@@ -1168,3 +1168,71 @@ proptest::proptest! {
         let _ = look(json!({"image": "x/sglang", "command": ["bash", "-c", script]}));
     }
 }
+
+#[test]
+fn what_a_script_cannot_be_read_for_is_unknown_and_never_one_rank() {
+    let ranks = |script: &str| {
+        look(json!({"image": "vllm/vllm-openai", "command": ["bash", "-c", script]}))
+            .unwrap()
+            .2
+    };
+    for script in [
+        "ARGS=(-tp 8)\nvllm serve m \"${ARGS[@]}\"",
+        "run() { vllm serve m \"$@\"; }\nrun -tp 8",
+        ". /etc/env; vllm serve m -tp ${TP:-8}",
+        "export $(cat /etc/env); vllm serve m -tp ${TP:-8}",
+        "vllm serve m --port 8000 $EXTRA",
+    ] {
+        assert_eq!(ranks(script), Count::Unknown, "{script}");
+    }
+    for script in [
+        "vllm serve $MODEL -tp 8",
+        "vllm serve m --revision $REVISION -tp 8",
+        "vllm serve m -tp 8 $EXTRA",
+        ". /opt/venv/bin/activate && vllm serve m -tp 8 \"$@\"",
+    ] {
+        assert_eq!(ranks(script), known(8), "{script}");
+    }
+    assert_eq!(ranks("vllm serve $MODEL --revision $REVISION"), known(1));
+}
+
+#[test]
+fn what_env_sets_is_set() {
+    let found = look(json!({
+        "image": "text-generation-inference",
+        "command": ["env", "NUM_SHARD=4", "text-generation-launcher"],
+    }));
+    assert_eq!(found.unwrap().2, known(4));
+}
+
+#[test]
+fn what_a_launcher_runs_is_no_server_for_its_flags() {
+    let trains = |command: &[&str]| {
+        look(json!({"image": "team/train", "command": command, "args": [
+            "train.py", "--tensor-parallel-size", "16",
+        ]}))
+    };
+    for launcher in [
+        ["torchrun", "--nnodes=2"],
+        ["mpirun", "-np=16"],
+        ["deepspeed", "--num_nodes=2"],
+    ] {
+        assert!(trains(&launcher).is_none(), "{launcher:?}");
+    }
+    assert!(trains(&["python"]).is_some());
+}
+
+#[test]
+fn servers_that_a_loop_starts_are_several() {
+    let several = |script: &str| {
+        let container = json!({"image": "vllm/vllm-openai", "command": ["sh", "-c", script]});
+        let template = with_gpus(container, 2);
+        let template = PodTemplate::new(&template, FieldPath::of(&["spec", "template"]));
+        server(&template, &around()).unwrap().processes > 1
+    };
+    assert!(several(
+        "for i in 0 1; do CUDA_VISIBLE_DEVICES=$i vllm serve m & done; wait"
+    ));
+    assert!(!several("for i in 1 2 3; do sleep 1; done; vllm serve m"));
+    assert!(!several("while true; do vllm serve m; done"));
+}

@@ -325,6 +325,32 @@ impl<'a> PodTemplate<'a> {
         }
     }
 
+    /// The accelerators that a container sees: those that it asks for itself, which the device plugin
+    /// gives to no other of the pod's; where that cannot be told, the pod's.
+    pub fn accelerators_of(
+        &self,
+        catalog: &Engines,
+        container: &Container<'_>,
+    ) -> Option<Accelerators> {
+        let pod = self.accelerators(catalog)?;
+        let own = container
+            .amount(&pod.resource)
+            .filter(|own| *own != Count::Known(0) && pod.units != Count::Unknown);
+        let Some(own) = own.filter(|_| self.asked.is_none()) else {
+            return Some(pod);
+        };
+        Some(Accelerators {
+            gpus: if pod.gpus == Count::Unknown {
+                Count::Unknown
+            } else {
+                own
+            },
+            units: own,
+            path: self.request_of(&pod.resource, container),
+            ..pod
+        })
+    }
+
     /// Whether a container itself asks for an accelerator, or may by a claim or share of the pod.
     pub fn container_has_accelerator(&self, catalog: &Engines, container: &Container<'_>) -> bool {
         let beside = self.asked.is_some() || self.given.is_some();
@@ -394,9 +420,14 @@ impl<'a> PodTemplate<'a> {
                     std::cmp::Reverse(container.index),
                 )
             });
-        let Some(container) = greatest else {
-            return self.spec_path();
-        };
+        greatest.map_or_else(
+            || self.spec_path(),
+            |container| self.request_of(name, container),
+        )
+    }
+
+    /// Where a container asks for a resource.
+    fn request_of(&self, name: &str, container: &Container<'_>) -> FieldPath {
         let kind = if at(container.value, &["resources", "limits", name]).is_some() {
             "limits"
         } else {

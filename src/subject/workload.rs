@@ -338,6 +338,8 @@ pub struct Serving<'a> {
     pub server: Server<'a>,
     /// The accelerators of the server's pod.
     pub accelerators: Accelerators,
+    /// Those of them that the server's own container sees, and its ranks can use.
+    pub own: Accelerators,
     /// How one instance lies over pods.
     pub spread: Spread,
 }
@@ -414,19 +416,21 @@ impl<'a> Serving<'a> {
             engine::stated(stated, &mut server);
         }
         let accelerators = set.template.accelerators(engines)?;
+        let own = set.template.accelerators_of(engines, &server.container)?;
         let mut workload = workload;
         let spread = if workload.kind == Kind::InferenceService && workload.pods.len() > 1 {
-            let (spread, certain) = head_and_workers(&workload, &server, &accelerators, engines);
+            let (spread, certain) = head_and_workers(&workload, &server, &own, engines);
             workload.certain = certain;
             spread
         } else {
-            spread(&workload, &server, &accelerators, engines)
+            spread(&workload, &server, &own, engines)
         };
         Some(Self {
             workload,
             set,
             server,
             accelerators,
+            own,
             spread,
         })
     }

@@ -273,6 +273,10 @@ impl<'c, 'a> Case<'c, 'a> {
 
     /// The scheduler in words, with the version where it matters.
     fn title(&self) -> String {
+        let versioned = self.scheduler.minimum.iter().any(|row| row.since.is_some());
+        if !versioned {
+            return self.scheduler.title.clone();
+        }
         match self.version {
             Some(version) => format!("{} {}", self.scheduler.title, String::from(version)),
             None => format!(
@@ -324,7 +328,24 @@ impl<'c, 'a> Case<'c, 'a> {
     /// Whether the pods that are asked for cannot be one group, or none.
     fn is_misshapen(&self, members: u64) -> bool {
         let have = self.serving.workload.size();
-        self.kind().is_flat() && have != members && have != 0
+        let partly = have < members && self.joins_a_group();
+        self.kind().is_flat() && have != members && have != 0 && !partly
+    }
+
+    /// Whether the pods name a group object, which may hold the pods of other owners, too: a head
+    /// and its workers as two Deployments.
+    fn joins_a_group(&self) -> bool {
+        match self.mechanism() {
+            Mechanism::External(external) => {
+                self.version >= Some(external.since)
+                    && self.skips_grouping(external)
+                    && self
+                        .group_named(external)
+                        .is_some_and(|name| !name.is_empty())
+            }
+            Mechanism::Reference(named) => self.reference_named(&named).1.is_some(),
+            _ => false,
+        }
     }
 
     /// Whether the controller, which we do not see, decides where the pods go.

@@ -155,7 +155,7 @@ fn tensor_pods(serving: &Serving<'_>) -> Option<u64> {
         return None;
     }
     let ranks = serving.server.parallelism.tensor.count.known()?;
-    let gpus = serving.accelerators.gpus.known().filter(|gpus| *gpus > 0)?;
+    let gpus = serving.own.gpus.known().filter(|gpus| *gpus > 0)?;
     Some(ranks.div_ceil(gpus)).filter(|pods| *pods > 1)
 }
 

@@ -6,7 +6,10 @@ use crate::{
     declare_rule,
     finding::{Finding, Segment},
     rules::{Context, Findings, NoParams, kinds},
-    subject::workload::{Kind, Serving, Spread},
+    subject::{
+        pod_template::Count,
+        workload::{Kind, Serving, Spread},
+    },
 };
 
 declare_rule! {
@@ -87,7 +90,7 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     let Spread::Misfit { ranks, gpus } = serving.spread else {
         return;
     };
-    let accelerators = &serving.accelerators;
+    let accelerators = &serving.own;
     let parallelism = &serving.server.parallelism;
     let title = serving.server.title();
     let described = parallelism.describe();
@@ -117,8 +120,9 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     } else {
         (
             format!(
-                "{title}'s {described} starts {ranks} ranks, and the pod has {gpus} GPUs and nothing \
-                 that joins it to other pods: it cannot start, and restarts for ever holding them."
+                "{title}'s {described} starts {ranks} ranks, and {} and nothing that joins it to other \
+                 pods: it cannot start, and restarts for ever holding them.",
+                holding(serving, gpus)
             ),
             match serving.workload.kind {
                 Kind::DynamoGraph if ranks.is_multiple_of(gpus.max(1)) => {
@@ -150,11 +154,22 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     out.report(Finding { value, ..finding });
 }
 
+/// The GPUs that the engine gets, in words: a container sees its own and none of its neighbours'.
+fn holding(serving: &Serving<'_>, gpus: u64) -> String {
+    let noun = if gpus == 1 { "GPU" } else { "GPUs" };
+    match serving.accelerators.gpus {
+        Count::Known(pod) if pod != gpus => {
+            format!("its container has {gpus} of the pod's {pod} GPUs")
+        }
+        _ => format!("the pod has {gpus} {noun}"),
+    }
+}
+
 /// What the resource is called where it is asked for: Dynamo's services have a member of their own.
 pub(super) fn resource_key<'a>(serving: &'a Serving<'_>) -> &'a str {
-    match serving.accelerators.path.segments().last() {
+    match serving.own.path.segments().last() {
         Some(Segment::Key(key)) if key == DYNAMO_GPUS => DYNAMO_GPUS,
-        _ => &serving.accelerators.resource,
+        _ => &serving.own.resource,
     }
 }
 

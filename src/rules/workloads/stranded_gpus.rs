@@ -85,7 +85,7 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     if server.processes > 1 || !matches!(serving.spread, Spread::One | Spread::SinglePod) {
         return;
     }
-    let accelerators = &serving.accelerators;
+    let accelerators = &serving.own;
     let container = server.path.clone().key("resources").to_string();
     let its_own = accelerators.path.to_string().starts_with(&container)
         || serving.set.template.is_asked_beside();
@@ -107,11 +107,15 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     let finding = Finding::new(
         path,
         format!(
-            "{} starts {} on {gpus} GPUs: {idle} of them stay idle, and nobody else can have them.",
+            "{} starts {} on {gpus} GPUs: {idle} of them {}.",
             server.title(),
             match ranks {
                 1 => "one rank".to_owned(),
                 _ => format!("{ranks} ranks ({})", server.parallelism.describe()),
+            },
+            match idle {
+                1 => "stays idle, and nobody else can have it",
+                _ => "stay idle, and nobody else can have them",
             }
         ),
     )

@@ -179,8 +179,7 @@ impl Case<'_, '_> {
                     FieldPath::of(&["spec", "startupPolicy"]),
                     format!(
                         "Under LeaderReady the leader is placed alone, with a minimum of 1, and may hold \
-                         its GPUs while the other {} pods find no place.",
-                        members.saturating_sub(1)
+                         its GPUs while the rest of the {members} pods find no place."
                     ),
                 )
                 .value("LeaderReady")
@@ -286,27 +285,16 @@ impl Case<'_, '_> {
         let Some(group) = &self.scheduler.group else {
             return;
         };
-        let template = &self.serving.set.template;
-        let (path, name) = if group.label.is_some() {
-            let path = template.metadata_path().keys(&["labels", named]);
-            (path, template.label(named))
-        } else {
-            let keys: Vec<&str> = named.split('.').collect();
-            let path = template.spec_path().keys(&keys);
-            let name = path.lookup(&self.cx.subject.value).and_then(Value::as_str);
-            (path, name)
-        };
+        let (path, name) = self.reference_named(named);
         let api = &group.api_group;
-        let wanted = name
-            .filter(|name| !name.is_empty())
-            .unwrap_or(&self.cx.subject.name);
+        let wanted = name.unwrap_or(&self.cx.subject.name);
         let instead = self.group_object(group, wanted, members, &path);
         let finding = |fault: &str, message: String| {
             Finding::new(path.clone(), message)
                 .instead(instead.clone())
                 .fingerprint(self.fingerprint(fault, members))
         };
-        let Some(name) = name.filter(|name| !name.is_empty()) else {
+        let Some(name) = name else {
             out.report(finding(
                 "reference-unnamed",
                 format!(
@@ -346,6 +334,26 @@ impl Case<'_, '_> {
             ),
             Known::Unknown => {}
         }
+    }
+
+    /// Where the pods name their group object, by a label or a member of their spec, and its name.
+    pub(super) fn reference_named(&self, named: &str) -> (FieldPath, Option<&str>) {
+        let template = &self.serving.set.template;
+        let by_label = self
+            .scheduler
+            .group
+            .as_ref()
+            .is_some_and(|group| group.label.is_some());
+        let (path, name) = if by_label {
+            let path = template.metadata_path().keys(&["labels", named]);
+            (path, template.label(named))
+        } else {
+            let keys: Vec<&str> = named.split('.').collect();
+            let path = template.spec_path().keys(&keys);
+            let name = path.lookup(&self.cx.subject.value).and_then(Value::as_str);
+            (path, name)
+        };
+        (path, name.filter(|name| !name.is_empty()))
     }
 
     /// The group object that a gang needs, and how its pods name it.

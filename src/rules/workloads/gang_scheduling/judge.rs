@@ -306,8 +306,9 @@ impl Case<'_, '_> {
             (
                 "too-few",
                 format!(
-                    "{ranks} needs {members} pods of {} GPUs, but this {kind} has {have}: no instance \
-                     is ever complete, and what runs holds its GPUs for nothing.",
+                    "{ranks} needs {members} pods of {}, but this {kind} has {have}: what it runs \
+                     holds its GPUs for nothing until the rest runs too, and nothing places them \
+                     together.",
                     self.units()
                 ),
             )
@@ -339,11 +340,11 @@ impl Case<'_, '_> {
     }
 
     fn units(&self) -> String {
-        self.serving
-            .accelerators
-            .units
-            .known()
-            .map_or_else(|| "their".to_owned(), |units| units.to_string())
+        match self.serving.accelerators.units {
+            Count::Known(1) => "1 GPU".to_owned(),
+            Count::Known(units) => format!("{units} GPUs"),
+            Count::Unknown => "their GPUs".to_owned(),
+        }
     }
 
     /// This scheduler makes no gang of this kind's pods.

@@ -136,7 +136,7 @@ impl Case<'_, '_> {
         let containers: Vec<Value> = set
             .template
             .containers()
-            .map(|container| group_container(container.value, "worker"))
+            .map(|container| group_container(container.value, "worker", self.worker_flag()))
             .collect();
         let worker = json!({"schedulerName": self.wanted, "containers": containers});
         let pipeline = part.clone().keys(&["parallelism", "pipeline"]);

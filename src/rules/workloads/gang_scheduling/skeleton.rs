@@ -115,6 +115,14 @@ impl Case<'_, '_> {
         }))
     }
 
+    /// What an engine's workers are told beside their rank: vLLM's start an API server, and wait for
+    /// an engine that is not theirs, unless they are headless (vllm-project/vllm
+    /// docs/serving/parallelism_scaling.md).
+    pub(super) fn worker_flag(&self) -> Option<&'static str> {
+        let engine = self.serving.server.engine?;
+        (engine.name == "vllm").then_some("--headless")
+    }
+
     fn group_template(&self, role: &str) -> Value {
         let template = &self.serving.set.template;
         let mut spec = Map::new();
@@ -130,7 +138,7 @@ impl Case<'_, '_> {
         for list in ["initContainers", "containers"] {
             let containers: Vec<Value> = template
                 .list(list)
-                .map(|container| group_container(container.value, role))
+                .map(|container| group_container(container.value, role, self.worker_flag()))
                 .collect();
             if !containers.is_empty() {
                 spec.insert(list.into(), Value::from(containers));
@@ -158,8 +166,9 @@ impl Case<'_, '_> {
     }
 }
 
-/// A container for a group's pod: rank and leader address come from the LeaderWorkerSet.
-pub(super) fn group_container(container: &Value, role: &str) -> Value {
+/// A container for a group's pod: rank and leader address come from the LeaderWorkerSet, and what
+/// only a worker is told comes behind its rank.
+pub(super) fn group_container(container: &Value, role: &str, worker_flag: Option<&str>) -> Value {
     let mut kept = container.as_object().cloned().unwrap_or_default();
     kept.retain(|key, value| {
         !is_container_default(key, value) && (role == "leader" || !PROBES.contains(&key.as_str()))
@@ -169,8 +178,11 @@ pub(super) fn group_container(container: &Value, role: &str) -> Value {
             continue;
         };
         let mut flag_before = None;
-        for word in words {
+        let mut ranked = false;
+        for word in words.iter_mut() {
             let Some(text) = word.as_str() else { continue };
+            let flag = text.split('=').next().and_then(rank_flag);
+            ranked |= matches!(flag, Some(RankFlag::Rank));
             if let Some(flag) = flag_before.take() {
                 *word = Value::from(address(flag, text));
                 continue;
@@ -183,6 +195,11 @@ pub(super) fn group_container(container: &Value, role: &str) -> Value {
                 }
                 None => flag_before = rank_flag(text),
             }
+        }
+        if let Some(flag) = worker_flag.filter(|_| ranked && role == "worker")
+            && !words.iter().any(|word| word == flag)
+        {
+            words.push(Value::from(flag));
         }
     }
     Value::Object(kept)

@@ -460,6 +460,11 @@ fn the_skeleton_is_a_complete_leader_worker_set() {
     worker["metadata"]["labels"]["role"] = json!("worker");
     let container = worker["spec"]["containers"][0].as_object_mut().unwrap();
     container.remove("readinessProbe");
+    // And only the leader starts an API server.
+    container["args"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!("--headless"));
     assert_eq!(group["workerTemplate"], worker);
     // And it is what it says: accepted, unchanged, clean, as sure of its GPUs as it was.
     let again = ask(Door::Check, &set, None);
