@@ -18,6 +18,7 @@ pub mod audit;
 pub mod check;
 pub mod exemptions;
 pub mod policy;
+pub mod replay;
 pub mod rules;
 pub mod serve;
 
@@ -46,6 +47,8 @@ enum Command {
     Exemptions(exemptions::Args),
     /// Judge what a cluster already runs; nothing is written
     Audit(Box<audit::Args>),
+    /// Judge the writes in audit logs of an API server, before enforcing
+    Replay(replay::Args),
     /// List the rules, or explain one
     Rules(rules::Args),
     /// Check a policy file, show what it comes to, or compare two
@@ -103,6 +106,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Exemptions(args) => exemptions::run(&args),
             Command::Audit(args) => audit::run(&args),
+            Command::Replay(args) => replay::run(&args),
             Command::Rules(args) => rules::run(&args),
             Command::Policy(command) => policy::run(&command),
         };

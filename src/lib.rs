@@ -17,6 +17,7 @@ pub mod finding;
 pub mod metrics;
 pub mod policy;
 pub mod provenance;
+pub mod replay;
 pub mod report;
 pub mod review;
 pub mod rules;

@@ -21,6 +21,7 @@ pub mod html;
 pub mod human;
 pub mod json;
 pub mod junit;
+pub mod replay;
 pub mod sarif;
 
 /// A run over many objects.
@@ -277,6 +278,11 @@ pub fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes to standard error, where standard output is taken by something else.
+pub fn print_aside(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Writes one line to standard error.

@@ -14,6 +14,8 @@ use serde_saphyr::{Location, Spanned};
 
 use crate::finding::{FieldPath, Segment};
 
+pub mod edit;
+
 /// A document of a stream.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -23,6 +25,8 @@ pub struct Document {
     pub value: Arc<Value>,
     /// Where it says it.
     pub marks: Marks,
+    /// Its part of the text, in bytes, without the markers around it.
+    pub range: Range<usize>,
 }
 
 /// Why a document could not be read.
@@ -104,6 +108,7 @@ pub fn read(text: &str) -> Vec<Result<Document, SourceError>> {
                     index,
                     value,
                     marks: Marks { root },
+                    range: part,
                 }));
             }
             Err(error) => {

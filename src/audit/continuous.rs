@@ -93,16 +93,16 @@ pub async fn follow(
     settings: Settings,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let (lead, mut leading) = watch::channel(false);
+    let (announce, mut leading) = watch::channel(false);
     let contest = tokio::spawn(contend(
         client.clone(),
         settings.contest.clone(),
-        lead,
+        announce,
         stopped.clone(),
     ));
     loop {
         tokio::select! {
-            led = leading.wait_for(|leads| *leads) => if led.is_err() { break },
+            won = leading.wait_for(|leads| *leads) => if won.is_err() { break },
             _ = stopped.wait_for(|stopped| *stopped) => break,
         }
         desk.metrics.audit_leading(true);

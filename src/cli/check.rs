@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use globset::GlobBuilder;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -17,15 +18,23 @@ use crate::{
     finding::FieldPath,
     policy::Policy,
     report::{self, Entry, ObjectName, Origin, Outcome, PassedBy, Problem, Report},
-    review::review,
+    review::{Review, review},
     source::{self, Document, Marks},
     subject::Subject,
 };
 
+mod fix;
+
+/// What a folder walk passes by, in the syntax of .gitignore.
+const IGNORE_FILE: &str = ".gangplankignore";
+
+/// What some editors put before a text; it is no content.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The arguments of `gangplank check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files and folders of manifests; - reads standard input
+    /// Files and folders of manifests, and patterns as 'apps/**/*.yaml'; - reads standard input
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     /// The policy file; the built-in default policy without it
@@ -34,6 +43,12 @@ pub struct Args {
     /// The form of the report
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// Write what would be filled into the files; comments, order and indentation stay as they are
+    #[arg(long)]
+    fix: bool,
+    /// Print what --fix writes as a unified diff; without --fix nothing is written
+    #[arg(long)]
+    diff: bool,
     /// Leave out what this earlier JSON report holds (`gangplank check -o json > FILE` makes one)
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -78,40 +93,102 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
-    let mut reader = Reader::default();
-    for path in &args.paths {
-        reader.path(path);
-    }
-    let facts = reader.facts(&policy);
+    let world = World {
+        paths: &args.paths,
+        policy: &policy,
+        now,
+    };
+    let judged = world.judge(BTreeMap::new());
+    // What is printed to standard output, where that is not the report.
+    let mut printed = None;
+    let mut failures = Vec::new();
+    let judged = if args.fix || args.diff {
+        if args.fix && args.diff && args.paths.iter().any(|path| path == Path::new("-")) {
+            report::complain(
+                "--fix prints what it makes of standard input, and --diff prints too: use one of them",
+            );
+            return FAILED;
+        }
+        let fixed = fix::run(&world, judged, args.fix, args.diff);
+        printed = fixed.printed;
+        failures = fixed.failures;
+        fixed.judged
+    } else {
+        judged
+    };
     let mut report = Report {
-        passed_by: reader.passed_by,
+        passed_by: judged.passed_by,
         baseline,
         ..Report::default()
     };
-    for Found { origin, subject } in reader.found {
-        let (object, outcome) = match subject {
-            Ok(subject) => {
-                let review = review(&policy, &facts, &subject, now);
-                (Some(ObjectName::from(&subject)), Outcome::Reviewed(review))
-            }
-            Err(problem) => (None, Outcome::Failed(problem)),
-        };
-        report.add(Entry {
-            origin: Some(origin),
-            object,
-            owner: None,
-            outcome,
-        });
+    for entry in judged.entries.into_iter().chain(failures) {
+        report.add(entry);
     }
+    let colours = args.color.wanted() && printed.is_none();
     let text = match args.output {
         Output::Json => report::json::render(&report),
         Output::Sarif => report::sarif::render(&report),
         Output::Junit => report::junit::render(&report),
         Output::Html => report::html::render(&report),
         Output::Github => report::github::render(&report),
-        Output::Text => report::human::render(&report, args.color.wanted()),
+        Output::Text => report::human::render(&report, colours),
     };
-    super::print(&text, report.exit_code())
+    match printed {
+        None => super::print(&text, report.exit_code()),
+        Some(printed) => {
+            report::print_aside(&text);
+            super::print(&printed, report.exit_code())
+        }
+    }
+}
+
+/// What a run is about.
+struct World<'a> {
+    paths: &'a [PathBuf],
+    policy: &'a Policy,
+    now: Timestamp,
+}
+
+/// What a run came to.
+struct Judged {
+    entries: Vec<Entry>,
+    passed_by: PassedBy,
+    /// What was read from standard input.
+    stdin: Option<Arc<str>>,
+}
+
+impl World<'_> {
+    /// Judges everything. Texts stand for the files of that name, which are not read.
+    fn judge(&self, texts: BTreeMap<Arc<str>, Arc<str>>) -> Judged {
+        let mut reader = Reader {
+            texts,
+            ..Reader::default()
+        };
+        for path in self.paths {
+            reader.path(path);
+        }
+        let facts = reader.facts(self.policy);
+        let entry = |Found { origin, subject }| {
+            let (object, outcome) = match subject {
+                Ok(subject) => {
+                    let review: Review = review(self.policy, &facts, &subject, self.now);
+                    (Some(ObjectName::from(&subject)), Outcome::Reviewed(review))
+                }
+                Err(problem) => (None, Outcome::Failed(problem)),
+            };
+            Entry {
+                origin: Some(origin),
+                object,
+                owner: None,
+                outcome,
+            }
+        };
+        Judged {
+            entries: reader.found.into_iter().map(entry).collect(),
+            passed_by: reader.passed_by,
+            stdin: reader.texts.remove("-"),
+        }
+    }
 }
 
 /// The findings of an earlier JSON report, by fingerprint and how often.
@@ -159,6 +236,9 @@ pub(super) struct Reader {
     /// Documents of the file in hand that are no objects.
     others: Vec<Origin>,
     passed_by: PassedBy,
+    /// What to take for the files of these names instead of reading them. Standard input is kept here,
+    /// which cannot be read twice.
+    texts: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Reader {
@@ -178,25 +258,67 @@ impl Reader {
     /// Reads a file, a folder, or standard input.
     pub(super) fn path(&mut self, path: &Path) {
         if path == Path::new("-") {
+            if let Some(text) = self.texts.get("-") {
+                let text = Arc::clone(text);
+                self.text("-", &text, true);
+                return;
+            }
             let mut bytes = Vec::new();
             match io::stdin().lock().read_to_end(&mut bytes) {
-                Ok(_) => self.text("-", bytes, true),
+                Ok(_) => self.bytes("-", bytes, true),
                 Err(error) => self.fail("-", format!("cannot read standard input: {error}")),
             }
             return;
         }
         match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => self.folder(path),
+            Ok(metadata) if metadata.is_dir() => {
+                self.folder(path, |_| true);
+            }
             Ok(_) => self.file(path, true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_pattern(path) => {
+                self.pattern(path);
+            }
             Err(error) => self.fail(&path.display().to_string(), format!("cannot read: {error}")),
         }
     }
 
-    /// Every manifest below a folder, in the order of names, hidden ones aside.
-    fn folder(&mut self, folder: &Path) {
+    /// Every manifest that a pattern names. A folder that it names stands for what is in it, as it does
+    /// where a shell expands the pattern.
+    fn pattern(&mut self, pattern: &Path) {
+        let shown = pattern.display().to_string();
+        let glob = GlobBuilder::new(shown.trim_start_matches("./").trim_end_matches('/'))
+            .literal_separator(true)
+            .build();
+        let glob = match glob {
+            Ok(glob) => glob.compile_matcher(),
+            Err(error) => return self.fail(&shown, format!("is no pattern: {error}")),
+        };
+        let mut base: PathBuf = pattern
+            .components()
+            .take_while(|part| !is_pattern(Path::new(part)))
+            .collect();
+        if base.as_os_str().is_empty() {
+            base.push(".");
+        }
+        let matches = |path: &Path| {
+            let path = path.strip_prefix("./").unwrap_or(path);
+            path.ancestors().any(|path| glob.is_match(path))
+        };
+        if self.folder(&base, matches) == 0 {
+            self.fail(&shown, "no manifest has such a name".to_owned());
+        }
+    }
+
+    /// Every manifest below a folder that is wanted, in the order of names, hidden and ignored ones
+    /// aside. Says how many there are.
+    fn folder(&mut self, folder: &Path, wanted: impl Fn(&Path) -> bool) -> usize {
+        let mut count = 0;
         let walk = ignore::WalkBuilder::new(folder)
             .standard_filters(false)
             .hidden(true)
+            .add_custom_ignore_filename(IGNORE_FILE)
+            // The file of a repository also holds where only one of its folders is named.
+            .parents(true)
             .follow_links(true)
             .sort_by_file_name(std::ffi::OsStr::cmp)
             .build();
@@ -213,26 +335,32 @@ impl Reader {
             let path = entry.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
             let manifest = matches!(extension, Some("yaml" | "yml" | "json"));
-            if !manifest || entry.file_type().is_some_and(|kind| kind.is_dir()) {
+            if !manifest || entry.file_type().is_some_and(|kind| kind.is_dir()) || !wanted(path) {
                 continue;
             }
+            count += 1;
             if is_template(path) {
                 self.passed_by.templates += 1;
             } else {
                 self.file(path, false);
             }
         }
+        count
     }
 
     fn file(&mut self, path: &Path, named: bool) {
         let shown = path.display().to_string();
+        if let Some(text) = self.texts.get(shown.as_str()) {
+            let text = Arc::clone(text);
+            return self.text(&shown, &text, named);
+        }
         match fs::read(path) {
-            Ok(bytes) => self.text(&shown, bytes, named),
+            Ok(bytes) => self.bytes(&shown, bytes, named),
             Err(error) => self.fail(&shown, format!("cannot read: {error}")),
         }
     }
 
-    fn text(&mut self, file: &str, bytes: Vec<u8>, named: bool) {
+    fn bytes(&mut self, file: &str, bytes: Vec<u8>, named: bool) {
         let text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => {
@@ -254,19 +382,26 @@ impl Reader {
             }
         };
         // A byte order mark is no content.
-        let text: Arc<str> = text.strip_prefix('\u{feff}').unwrap_or(&text).into();
+        let text: Arc<str> = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text).into();
+        if file == "-" {
+            self.texts.insert(file.into(), Arc::clone(&text));
+        }
+        self.text(file, &text, named);
+    }
+
+    fn text(&mut self, file: &str, text: &Arc<str>, named: bool) {
         let file: Arc<str> = file.into();
         let mut objects = 0;
         let mut broken = 0;
         self.others.clear();
-        for document in source::read(&text) {
+        for document in source::read(text) {
             match document {
-                Ok(document) => objects += usize::from(self.document(&file, &text, document)),
+                Ok(document) => objects += usize::from(self.document(&file, text, document)),
                 Err(error) => {
                     broken += 1;
                     let origin = Origin {
                         file: Arc::clone(&file),
-                        text: Arc::clone(&text),
+                        text: Arc::clone(text),
                         document: Some(error.index),
                         item: None,
                         line: error.line,
@@ -319,6 +454,7 @@ impl Reader {
             index,
             value,
             marks,
+            ..
         } = document;
         let origin = Origin {
             file: Arc::clone(file),
@@ -389,6 +525,11 @@ impl Reader {
             subject: Err(problem),
         });
     }
+}
+
+/// Whether a path is a pattern of paths.
+fn is_pattern(path: &Path) -> bool {
+    path.to_string_lossy().contains(['*', '?', '[', '{'])
 }
 
 /// Whether a walk met a link that leads nowhere or back to where it came from.

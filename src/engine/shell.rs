@@ -68,6 +68,10 @@ pub(super) fn commands(script: &str, lookup: &dyn Fn(&str) -> Variable) -> Optio
     Some(reader.commands)
 }
 
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a state of the reader that the others leave as it is"
+)]
 struct Reader<'a> {
     chars: Vec<char>,
     at: usize,

@@ -18,6 +18,8 @@ use super::{Assets, Kubectl, SOON, eventually, tail};
 /// Between the choice of a free port and its use somebody else may take it.
 const ATTEMPTS: u32 = 5;
 
+const AUDIT_LOG: &str = "audit.log";
+
 /// A control plane without controllers: what is written stays as admission left it. There are no
 /// nodes, so pods stay pending, and nothing acts on a Deployment.
 #[derive(Debug)]
@@ -34,9 +36,18 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts both servers and waits until the API server is ready.
     pub(crate) fn start(assets: &Assets) -> Result<Self> {
+        Self::start_with(assets, None)
+    }
+
+    /// As [`Cluster::start`], with an audit log ([`Cluster::audit_log`]) under this audit policy.
+    pub(crate) fn start_audited(assets: &Assets, audit_policy: &str) -> Result<Self> {
+        Self::start_with(assets, Some(audit_policy))
+    }
+
+    fn start_with(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::try_start(assets) {
+            match Self::try_start(assets, audit_policy) {
                 Err(error)
                     if attempt < ATTEMPTS
                         && format!("{error:#}").contains("address already in use") =>
@@ -48,7 +59,7 @@ impl Cluster {
         }
     }
 
-    fn try_start(assets: &Assets) -> Result<Self> {
+    fn try_start(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("gangplank-")
             .tempdir()
@@ -100,6 +111,13 @@ impl Cluster {
             .arg("--endpoint-reconciler-type=none")
             .arg("--allow-privileged")
             .arg("--profiling=false");
+        if let Some(audit_policy) = audit_policy {
+            let file = dir.path().join("audit-policy.yaml");
+            std::fs::write(&file, audit_policy).context("cannot write the audit policy")?;
+            command
+                .arg(path_flag("--audit-policy-file", &file))
+                .arg(path_flag("--audit-log-path", &dir.path().join(AUDIT_LOG)));
+        }
         let mut apiserver = Leashed::spawn(command)?;
 
         let kubeconfig = write_kubeconfig(dir.path(), apiserver_address, &pki)?;
@@ -133,6 +151,11 @@ impl Cluster {
     /// A folder that goes with the cluster, for files that tests need.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where the API server writes what it is asked, if it was started to.
+    pub(crate) fn audit_log(&self) -> PathBuf {
+        self.dir.path().join(AUDIT_LOG)
     }
 
     /// Where the API server listens.
