@@ -508,8 +508,10 @@ fn read<'a>(
             return None;
         }
         let by_image = around.engines.by_image(container.image());
+        // A simulator takes the flags of what it stands for.
+        let other = launched || around.engines.is_no_server(container.image());
         let signature = around.engines.engines.iter().find(|engine| {
-            if launched && !around.declared {
+            if other && !around.declared {
                 return false;
             }
             let has = |word: &Word| {

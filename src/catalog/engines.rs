@@ -225,17 +225,23 @@ impl Engines {
         self.accelerators.iter().find(|row| row.matches(resource))
     }
 
-    /// The engine whose image this is; none for images of clients, routers and the like.
-    pub fn by_image(&self, image: &str) -> Option<&Engine> {
+    /// Whether an image is known to be no server: a client, a router, a simulator and the like.
+    pub fn is_no_server(&self, image: &str) -> bool {
         let image = Image::parse(image);
-        let rejected = image.tokens().chain(image.tag_tokens()).any(|token| {
+        let mut tokens = image.tokens().chain(image.tag_tokens());
+        tokens.any(|token| {
             self.not_images
                 .iter()
                 .any(|not| not.eq_ignore_ascii_case(token))
-        });
-        if rejected {
+        })
+    }
+
+    /// The engine whose image this is; none for images that are no servers.
+    pub fn by_image(&self, image: &str) -> Option<&Engine> {
+        if self.is_no_server(image) {
             return None;
         }
+        let image = Image::parse(image);
         self.engines
             .iter()
             .find(|engine| engine.images.iter().any(|pattern| image.matches(pattern)))
