@@ -45,7 +45,7 @@ enum Command {
     Check(check::Args),
     /// List exemptions: from what, for what, until when, by whom and why
     Exemptions(exemptions::Args),
-    /// Judge what a cluster already runs; nothing is written
+    /// Judge what a cluster already runs; nothing is written without --report
     Audit(Box<audit::Args>),
     /// Judge the writes in audit logs of an API server, before enforcing
     Replay(replay::Args),

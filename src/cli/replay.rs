@@ -28,24 +28,24 @@ const BROKEN_LIMIT: usize = 5;
 /// The arguments of `gangplank replay`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What is read: JSON lines of audit.k8s.io/v1 Event or EventList, as --audit-log-path of kube-apiserver
-writes them. Rotated logs and those of several API servers are named together, in any order: they are
-replayed by their times. Compressed ones come through standard input: zcat audit-*.gz | gangplank
+What is read: JSON lines of audit.k8s.io/v1 Event or EventList, as --audit-log-path of kube-apiserver \
+writes them. Rotated logs and those of several API servers are named together, in any order: they are \
+replayed by their times. Compressed ones come through standard input: zcat audit-*.gz | gangplank \
 replay - audit.log
 
-What is judged: creates, updates and patches of what some rule speaks of, if they succeeded, were no
-dry runs and were outside kube-system. Level RequestResponse tells all. At level Request patches
-(`kubectl apply` to what is there, and every server-side apply) cannot be judged, nor can defaults and
+What is judged: creates, updates and patches of what some rule speaks of, if they succeeded, were no \
+dry runs and were outside kube-system. Level RequestResponse tells all. At level Request patches \
+(`kubectl apply` to what is there, and every server-side apply) cannot be judged, nor can defaults and \
 what other webhooks changed be told from what was written; at level Metadata nothing can be judged.
 
-Each write is judged by itself, as if the webhook had been there for it alone. What an object was before
-a change is what the log showed last of it. Where it showed nothing, a fault may have been there before,
-and the write would have been let in with a warning: it is counted as perhaps denied. Exemptions are
-taken as granted; labels of namespaces, queues and other objects that no write shows are unknown.
+Each write is judged by itself, as if the webhook had been there for it alone. What an object was before \
+a change is what the log showed last of it. Where it showed nothing, a fault may have been there before, \
+and the write would have been let in with a warning: it is counted as perhaps denied. Exemptions are \
+taken as granted; labels of namespaces, queues and other objects that no write shows are unknown. \
 A policy with mode: dryRun is replayed as if it were enforced.
 
-Exit codes: 0 nothing would have been denied for certain, 1 something would, 2 a log could not be read
-or holds no audit event, or none of the writes could be judged. Lines that are no events are told of and
+Exit codes: 0 nothing would have been denied for certain, 1 something would, 2 a log could not be read \
+or holds no audit event, or none of the writes could be judged. Lines that are no events are told of and \
 passed over: the end of a log may be half written.")]
 pub struct Args {
     /// Audit logs; `-` for standard input
