@@ -15,7 +15,7 @@ use crate::{
         list::{self, Scope, Sink, objects, resource, values},
     },
     facts::{Facts, Listed, Watched},
-    finding::Level,
+    finding::{Finding, Level},
     policy::Policy,
     review::{Review, Skip, review},
     rules::{Kind, Rule, kinds},
@@ -174,7 +174,7 @@ impl Judge for ByPolicy {
 impl ByPolicy {
     /// What would be filled if the object were created now, by what its authors are known to have
     /// written. What they are told of already is not told twice.
-    fn would_be_filled(&self, subject: &Subject) -> Vec<crate::finding::Finding> {
+    fn would_be_filled(&self, subject: &Subject) -> Vec<Finding> {
         if !kinds::is_filled(subject.group(), &subject.kind) {
             return Vec::new();
         }
@@ -188,7 +188,7 @@ impl ByPolicy {
         filled
             .into_iter()
             .filter(|finding| finding.filled && finding.level == Level::Info)
-            .map(|finding| crate::finding::Finding {
+            .map(|finding| Finding {
                 dry: true,
                 ..finding
             })
@@ -348,7 +348,7 @@ impl<J: Judge> Sink<Value> for Reader<'_, J> {
 }
 
 /// The items of a list do not say what they are.
-fn subject(mut item: Value, api_version: &str, kind: &str) -> Option<Subject> {
+pub(crate) fn subject(mut item: Value, api_version: &str, kind: &str) -> Option<Subject> {
     let members = item.as_object_mut()?;
     members.insert("apiVersion".to_owned(), api_version.into());
     members.insert("kind".to_owned(), kind.into());

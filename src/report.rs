@@ -213,7 +213,10 @@ impl Report {
         let known: Vec<bool> = marks
             .map(|finding| {
                 let left = (!finding.filled)
-                    .then(|| self.baseline.get_mut(&fingerprint(entry, finding)))
+                    .then(|| {
+                        self.baseline
+                            .get_mut(&fingerprint(entry.object.as_ref(), finding))
+                    })
                     .flatten()
                     .filter(|left| **left > 0);
                 left.map(|left| *left -= 1).is_some()
@@ -238,9 +241,9 @@ impl Report {
 
 /// Tells a finding from all others over many runs: by the rule, the object and what matters, never by
 /// a line or a position in a list. 64 bits of FNV-1a in hexadecimal digits.
-pub fn fingerprint(entry: &Entry, finding: &Finding) -> String {
+pub fn fingerprint(object: Option<&ObjectName>, finding: &Finding) -> String {
     let mut parts = vec![finding.rule.to_owned()];
-    if let Some(object) = &entry.object {
+    if let Some(object) = object {
         let group = object
             .api_version
             .split_once('/')
@@ -266,6 +269,36 @@ pub fn fingerprint(entry: &Entry, finding: &Finding) -> String {
         parts.push(finding.fingerprint.clone());
     }
     crate::text::hash(&parts.join("\u{1f}"))
+}
+
+/// Colours and weight on a terminal, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style(pub(crate) bool);
+
+impl Style {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 {
+            format!("\u{1b}[{code}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub(crate) fn red(self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    pub(crate) fn yellow(self, text: &str) -> String {
+        self.with("33", text)
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
 }
 
 /// Writes to standard output. A reader that went away, as `head` does, is no fault.

@@ -37,10 +37,9 @@ use crate::{
     },
     finding::{Finding, Level},
     metrics::Metrics,
-    report::{Entry, ObjectName, Outcome, fingerprint},
-    review::Review,
+    report::{ObjectName, fingerprint},
     rules::{Kind, kinds},
-    subject::{Door, Subject, at},
+    subject::{Subject, at},
     text::cut,
     webhook::Desk,
 };
@@ -258,12 +257,7 @@ impl Patrol {
     /// Counts what was found, and tells what is new.
     async fn tell(&mut self, audited: &[Audited], before: Option<&BTreeSet<String>>) {
         for one in audited {
-            let entry = Entry {
-                origin: None,
-                object: Some(ObjectName::from(&one.subject)),
-                owner: None,
-                outcome: Outcome::Reviewed(Review::default()),
-            };
+            let object = ObjectName::from(&one.subject);
             let findings = || one.review.findings.iter().filter(|finding| !finding.filled);
             let known = self.known.entry(key(one)).or_default();
             known.counted = findings()
@@ -271,7 +265,7 @@ impl Patrol {
                 .collect();
             let now: BTreeMap<String, &Finding> = findings()
                 .filter(|finding| finding.level >= Level::Warn)
-                .map(|finding| (fingerprint(&entry, finding), finding))
+                .map(|finding| (fingerprint(Some(&object), finding), finding))
                 .collect();
             let new: Vec<&Finding> = now
                 .iter()
@@ -381,10 +375,7 @@ async fn fetch(
             let value = serde_json::to_value(found).ok();
             let subject =
                 value.and_then(|value| super::subject(value, &resource.api_version, kind.kind));
-            return Ok(subject.map(|subject| Subject {
-                door: Door::Audit,
-                ..subject
-            }));
+            return Ok(subject);
         }
     }
     Ok(None)

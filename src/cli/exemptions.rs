@@ -1,13 +1,13 @@
 //! `gangplank exemptions`
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
     audit,
-    cli::{FAILED, check::Reader},
+    cli::{FAILED, Output, check::Reader},
     cluster::{
         ClusterArgs,
         list::{Scope, objects},
@@ -45,14 +45,6 @@ pub struct Args {
     cluster: ClusterArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
-
 /// Lists exemptions.
 pub fn run(args: &Args) -> u8 {
     let now = Timestamp::now();
@@ -64,10 +56,7 @@ pub fn run(args: &Args) -> u8 {
         }
     };
     let gathered = if args.paths.is_empty() {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| format!("cannot start: {error}"))
+        super::runtime()
             .and_then(|runtime| runtime.block_on(of_cluster(&args.cluster, &policy, now)))
     } else {
         Ok(of_files(&args.paths, &policy, now))
@@ -207,18 +196,9 @@ async fn of_cluster(
                 continue;
             }
         };
-        for mut value in all {
-            // The items of a list do not say what they are.
-            if let Some(members) = value.as_object_mut() {
-                members.insert("apiVersion".to_owned(), resource.api_version.clone().into());
-                members.insert("kind".to_owned(), resource.kind.clone().into());
-            }
-            let Some(subject) = Subject::from_manifest(Arc::new(value)) else {
+        for value in all {
+            let Some(subject) = audit::subject(value, &resource.api_version, kind.kind) else {
                 continue;
-            };
-            let subject = Subject {
-                door: Door::Audit,
-                ..subject
             };
             let (entries, found) = of_object(policy, &facts, &subject, now);
             ledger.entries.extend(entries);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     audit::{self, ByPolicy, Judge, Plan},
-    cli::{DENIED, FAILED, OK, audit::Bar, check::Reader},
+    cli::{DENIED, FAILED, OK, Output, audit::Bar, check::Reader},
     cluster::ClusterArgs,
     facts::Facts,
     finding::{Level, Verdict},
@@ -76,15 +76,6 @@ pub enum Command {
 pub enum Form {
     /// As in a policy file
     Yaml,
-    /// For programs
-    Json,
-}
-
-/// The form of a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Output {
-    /// For people
-    Text,
     /// For programs
     Json,
 }

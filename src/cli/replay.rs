@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    cli::{DENIED, FAILED, OK},
+    cli::{DENIED, FAILED, OK, Output},
     replay::{Event, Replay},
     report::{
         self,
@@ -57,14 +57,6 @@ pub struct Args {
     /// The form of the report
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
 }
 
 /// Replays logs and prints what was found.

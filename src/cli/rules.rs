@@ -5,9 +5,9 @@ use std::{fmt::Write, path::PathBuf};
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Colour, FAILED, OK},
+    cli::{Colour, FAILED, OK, Output},
     policy::Policy,
-    report,
+    report::{self, Style},
     rules::{self, Group, RULES, Rule, page},
     text::wrap,
 };
@@ -27,14 +27,6 @@ pub struct Args {
     /// When to use colours
     #[arg(long, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
     color: Colour,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
 }
 
 /// Lists or explains rules.
@@ -68,20 +60,6 @@ pub fn run(args: &Args) -> u8 {
             .join("\n\n"),
     };
     super::print(&text, OK)
-}
-
-/// Whether headings are bold.
-#[derive(Clone, Copy)]
-struct Style(bool);
-
-impl Style {
-    fn bold(self, text: &str) -> String {
-        if self.0 {
-            format!("\u{1b}[1m{text}\u{1b}[0m")
-        } else {
-            text.to_owned()
-        }
-    }
 }
 
 const fn title(group: Group) -> &'static str {

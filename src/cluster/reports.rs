@@ -24,7 +24,7 @@ use super::{
 use crate::{
     audit::Audited,
     finding::{Finding, Level},
-    report::{Entry, ObjectName, Outcome, fingerprint},
+    report::{ObjectName, fingerprint},
     rules::{self, page},
     subject::at,
     text::{cut, hash, shown},
@@ -273,15 +273,10 @@ impl Wanted {
         if findings.is_empty() {
             return None;
         }
-        let entry = Entry {
-            origin: None,
-            object: Some(ObjectName::from(subject)),
-            owner: None,
-            outcome: Outcome::Reviewed(crate::review::Review::default()),
-        };
+        let object = ObjectName::from(subject);
         let results: Vec<Value> = findings
             .iter()
-            .map(|finding| result(&entry, finding))
+            .map(|finding| result(&object, finding))
             .collect();
         let content = hash(&json!(results).to_string());
         let counted = |wanted: &str| {
@@ -341,7 +336,7 @@ fn without_null(mut object: Value) -> Value {
     object
 }
 
-fn result(entry: &Entry, finding: &Finding) -> Value {
+fn result(object: &ObjectName, finding: &Finding) -> Value {
     let would_deny = finding.level == Level::Deny || (finding.dry && finding.level == Level::Warn);
     let (result, severity) = match (finding.level, &finding.exempted) {
         (_, Some(_)) => ("skip", "info"),
@@ -351,7 +346,7 @@ fn result(entry: &Entry, finding: &Finding) -> Value {
     };
     let mut properties = BTreeMap::from([
         ("path", finding.path.to_string()),
-        ("fingerprint", fingerprint(entry, finding)),
+        ("fingerprint", fingerprint(Some(object), finding)),
     ]);
     if let Some(value) = &finding.value {
         properties.insert("value", shown(value));

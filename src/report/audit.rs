@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::{Entry, Outcome, Report, human};
+use super::{Entry, Outcome, Report, Style, human};
 use crate::{
     finding::{Finding, Level},
     rules::{self, page},
@@ -152,34 +152,4 @@ fn costs(text: &mut String, report: &Report, style: Style) {
         }
     }
     text.push_str("\n`gangplank rules RULE` says what to write instead.\n");
-}
-
-/// Colours, or none.
-#[derive(Clone, Copy)]
-struct Style(bool);
-
-impl Style {
-    fn with(self, code: &str, text: &str) -> String {
-        if self.0 {
-            format!("\u{1b}[{code}m{text}\u{1b}[0m")
-        } else {
-            text.to_owned()
-        }
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.with("1", text)
-    }
-
-    fn red(self, text: &str) -> String {
-        self.with("1;31", text)
-    }
-
-    fn yellow(self, text: &str) -> String {
-        self.with("33", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.with("2", text)
-    }
 }

@@ -70,7 +70,7 @@ fn finding(entry: &Entry, finding: &Finding) -> Value {
         "confidence": finding.confidence,
         "filled": finding.filled && !finding.dry,
         "ratcheted": finding.ratcheted,
-        "fingerprint": fingerprint(entry, finding),
+        "fingerprint": fingerprint(entry.object.as_ref(), finding),
         "exempted": finding.exempted.as_ref().map(|exempted| json!({
             "until": exempted.terms.until.to_string(),
             "owner": exempted.terms.owner,

@@ -114,7 +114,7 @@ fn result(entry: &Entry, finding: &Finding) -> Value {
     set("locations", json!([location(entry, finding)]));
     set(
         "partialFingerprints",
-        json!({"gangplank/v1": fingerprint(entry, finding)}),
+        json!({"gangplank/v1": fingerprint(entry.object.as_ref(), finding)}),
     );
     if let Some(exempted) = &finding.exempted {
         set("suppressions", json!([suppression(exempted)]));
