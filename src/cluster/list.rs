@@ -1,12 +1,15 @@
 //! The objects of a cluster, page by page.
 
-use std::fmt::Debug;
+use std::fmt;
 
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams, ObjectList, PartialObjectMeta},
+    api::{ApiResource, DynamicObject, ListMeta, ListParams, PartialObjectMeta},
 };
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::ClusterError;
@@ -15,9 +18,9 @@ use crate::rules::Kind;
 /// Objects asked for at a time.
 const PAGE: u32 = 500;
 
-/// How often a list goes on, or is begun anew, when the API server has forgotten where it was (410,
-/// after five minutes: kubernetes/kubernetes, etcd's compaction).
-const ATTEMPTS: usize = 3;
+/// How often a list is begun anew, or tried again for the same page, when the API server has forgotten
+/// where it was (410, after five minutes: kubernetes/kubernetes, etcd's compaction).
+const ATTEMPTS: usize = 2;
 
 /// How a kind is asked for.
 pub fn resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
@@ -57,12 +60,103 @@ pub struct Scope {
     pub selector: Option<String>,
 }
 
-/// Takes the objects of a list.
-pub trait Sink<K>: Send {
-    /// A page of them, and how many the server says are still to come.
-    fn take(&mut self, items: Vec<K>, remaining: Option<u64>) -> impl Future<Output = ()> + Send;
+/// Takes the pages of a list.
+pub trait Sink<P>: Send {
+    /// A page, and how many objects the server says are still to come.
+    fn take(&mut self, page: P, remaining: Option<u64>) -> impl Future<Output = ()> + Send;
     /// The list begins anew: what was taken comes again.
     fn begin_again(&mut self);
+}
+
+/// A page as the API server sent it. Its objects are read one after the other, when they are needed:
+/// as text they take a fifth of the memory.
+#[derive(Debug)]
+pub struct Page {
+    text: String,
+    count: usize,
+}
+
+/// What a page says beside its objects.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    metadata: ListMeta,
+    items: Option<Vec<IgnoredAny>>,
+}
+
+impl Page {
+    fn read(text: String) -> serde_json::Result<(ListMeta, Self)> {
+        let Head { metadata, items } = serde_json::from_str(&text)?;
+        let count = items.map_or(0, |items| items.len());
+        Ok((metadata, Self { text, count }))
+    }
+
+    /// How many objects it holds.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Hands over its objects, each as it stands.
+    ///
+    /// # Errors
+    /// Where an object is nested too deeply to be read; those before it have been handed over.
+    pub fn each(&self, take: impl FnMut(Value)) -> serde_json::Result<()> {
+        let mut text = serde_json::Deserializer::from_str(&self.text);
+        text.deserialize_map(Members(take))
+    }
+}
+
+/// Reads a list for its objects.
+struct Members<F>(F);
+
+impl<'de, F: FnMut(Value)> Visitor<'de> for Members<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        while let Some(key) = members.next_key::<String>()? {
+            if key == "items" {
+                members.next_value_seed(Items(&mut self.0))?;
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the objects of a list.
+struct Items<'f, F>(&'f mut F);
+
+impl<'de, F: FnMut(Value)> DeserializeSeed<'de> for Items<'_, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de, F: FnMut(Value)> Visitor<'de> for Items<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("objects")
+    }
+
+    /// Go writes an empty list as null.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while let Some(item) = items.next_element()? {
+            (self.0)(item);
+        }
+        Ok(())
+    }
 }
 
 /// Every object of a kind as it stands. False where the cluster does not serve the kind.
@@ -73,7 +167,7 @@ pub async fn values(
     client: &Client,
     resource: &ApiResource,
     scope: &Scope,
-    sink: &mut impl Sink<Value>,
+    sink: &mut impl Sink<Page>,
 ) -> Result<bool, ClusterError> {
     let path = match &scope.namespace {
         Some(namespace) => {
@@ -95,14 +189,15 @@ pub async fn values(
         let client = client.clone();
         async move {
             let request = request.map_err(kube::Error::BuildRequest)?;
-            client.request::<ObjectList<Value>>(request).await
+            let text = client.request_text(request).await?;
+            Page::read(text).map_err(kube::Error::SerdeError)
         }
     };
     pages(resource, fetch, sink).await
 }
 
-/// Every object of a kind, or those of a namespace; what `keep` makes of it stays. None where the cluster does not serve the
-/// kind.
+/// Every object of a kind, or those of a namespace; what `keep` makes of it stays. None where the
+/// cluster does not serve the kind.
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
@@ -118,6 +213,9 @@ pub async fn objects<T: Send>(
     };
     let mut kept = Kept::new(keep);
     let served = values(client, resource, &scope, &mut kept).await?;
+    if let Some(error) = kept.unread {
+        return Err(refused(resource, kube::Error::SerdeError(error)));
+    }
     Ok(served.then_some(kept.kept))
 }
 
@@ -141,7 +239,10 @@ pub async fn metadata<T: Send>(
             label_selector: scope.selector.clone(),
             ..params
         };
-        async move { api.list_metadata(&params).await }
+        async move {
+            let list = api.list_metadata(&params).await?;
+            Ok((list.metadata, list.items))
+        }
     };
     let mut kept = Kept::new(keep);
     let served = pages(resource, fetch, &mut kept).await?;
@@ -166,6 +267,8 @@ pub async fn namespaces(client: &Client) -> Result<Vec<String>, ClusterError> {
 struct Kept<T, F> {
     keep: F,
     kept: Vec<T>,
+    /// Why not all objects could be read.
+    unread: Option<serde_json::Error>,
 }
 
 impl<T, F> Kept<T, F> {
@@ -173,11 +276,12 @@ impl<T, F> Kept<T, F> {
         Self {
             keep,
             kept: Vec::new(),
+            unread: None,
         }
     }
 }
 
-impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<K> for Kept<T, F> {
+impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<Vec<K>> for Kept<T, F> {
     async fn take(&mut self, items: Vec<K>, _: Option<u64>) {
         self.kept.extend(items.into_iter().filter_map(&self.keep));
     }
@@ -187,20 +291,36 @@ impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<K> for Kept<T, F> {
     }
 }
 
-async fn pages<K, F>(
-    resource: &ApiResource,
-    fetch: impl Fn(ListParams) -> F,
-    sink: &mut impl Sink<K>,
-) -> Result<bool, ClusterError>
-where
-    K: Clone + Debug + DeserializeOwned + Send,
-    F: Future<Output = kube::Result<ObjectList<K>>>,
-{
-    let refused = |error| ClusterError::Request {
+impl<T: Send, F: Fn(Value) -> Option<T> + Send> Sink<Page> for Kept<T, F> {
+    async fn take(&mut self, page: Page, _: Option<u64>) {
+        let Self { keep, kept, unread } = self;
+        if let Err(error) = page.each(|item| kept.extend(keep(item))) {
+            unread.get_or_insert(error);
+        }
+    }
+
+    fn begin_again(&mut self) {
+        self.kept.clear();
+        self.unread = None;
+    }
+}
+
+fn refused(resource: &ApiResource, error: kube::Error) -> ClusterError {
+    ClusterError::Request {
         what: format!("list {}", name(resource)),
         error: Box::new(error),
-    };
-    let mut attempt = 1;
+    }
+}
+
+async fn pages<P, F>(
+    resource: &ApiResource,
+    fetch: impl Fn(ListParams) -> F,
+    sink: &mut impl Sink<P>,
+) -> Result<bool, ClusterError>
+where
+    F: Future<Output = kube::Result<(ListMeta, P)>>,
+{
+    let (mut begun_anew, mut tried_again) = (0, 0);
     let mut next = None;
     loop {
         let params = ListParams {
@@ -208,25 +328,30 @@ where
             continue_token: next.take(),
             ..ListParams::default()
         };
-        let page = match fetch(params).await {
+        let (metadata, page) = match fetch(params).await {
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
-            Err(kube::Error::Api(status)) if status.code == 410 && attempt < ATTEMPTS => {
-                attempt += 1;
+            Err(kube::Error::Api(status))
+                if status.code == 410 && begun_anew < ATTEMPTS && tried_again < ATTEMPTS =>
+            {
                 // The server says how to go on behind what was sent, as things stand now
                 // (k8s.io/apimachinery, ListMeta.continue).
                 next = status.metadata.and_then(|metadata| metadata.continue_);
-                if next.is_none() {
+                if next.is_some() {
+                    tried_again += 1;
+                } else {
+                    begun_anew += 1;
                     sink.begin_again();
                 }
                 continue;
             }
-            Err(error) => return Err(refused(error)),
+            Err(error) => return Err(refused(resource, error)),
         };
-        let remaining = page.metadata.remaining_item_count;
+        tried_again = 0;
+        let remaining = metadata.remaining_item_count;
         let remaining = remaining.and_then(|count| u64::try_from(count).ok());
-        sink.take(page.items, remaining).await;
-        next = page.metadata.continue_.filter(|token| !token.is_empty());
+        sink.take(page, remaining).await;
+        next = metadata.continue_.filter(|token| !token.is_empty());
         if next.is_none() {
             return Ok(true);
         }

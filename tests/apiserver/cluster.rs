@@ -36,18 +36,23 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts both servers and waits until the API server is ready.
     pub(crate) fn start(assets: &Assets) -> Result<Self> {
-        Self::start_with(assets, None)
+        Self::start_with(assets, &[])
+    }
+
+    /// As [`Cluster::start`], with these flags for the API server beyond the usual ones.
+    pub(crate) fn start_with(assets: &Assets, flags: &[&str]) -> Result<Self> {
+        Self::attempt(assets, flags, None)
     }
 
     /// As [`Cluster::start`], with an audit log ([`Cluster::audit_log`]) under this audit policy.
     pub(crate) fn start_audited(assets: &Assets, audit_policy: &str) -> Result<Self> {
-        Self::start_with(assets, Some(audit_policy))
+        Self::attempt(assets, &[], Some(audit_policy))
     }
 
-    fn start_with(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
+    fn attempt(assets: &Assets, flags: &[&str], audit_policy: Option<&str>) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::try_start(assets, audit_policy) {
+            match Self::try_start(assets, flags, audit_policy) {
                 Err(error)
                     if attempt < ATTEMPTS
                         && format!("{error:#}").contains("address already in use") =>
@@ -59,7 +64,7 @@ impl Cluster {
         }
     }
 
-    fn try_start(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
+    fn try_start(assets: &Assets, flags: &[&str], audit_policy: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("gangplank-")
             .tempdir()
@@ -110,7 +115,8 @@ impl Cluster {
             // A loopback address cannot be an endpoint of the `kubernetes` service.
             .arg("--endpoint-reconciler-type=none")
             .arg("--allow-privileged")
-            .arg("--profiling=false");
+            .arg("--profiling=false")
+            .args(flags);
         if let Some(audit_policy) = audit_policy {
             let file = dir.path().join("audit-policy.yaml");
             std::fs::write(&file, audit_policy).context("cannot write the audit policy")?;
