@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::{
     cluster::{
         ClusterError,
-        list::{self, Page, Scope, Sink, objects, resource, values},
+        list::{self, Page, Scope, Sink, gathered, resource, values},
     },
     facts::{Facts, Listed, Watched},
     finding::{Finding, Level},
@@ -56,9 +56,9 @@ impl Default for Plan {
 pub struct Audited {
     /// What names it.
     pub object: ObjectName,
-    /// What tells it from all others, of other times and of the same name, too.
+    /// What tells it from all others, of other times and of the same name, too; where it is asked for.
     pub uid: Option<String>,
-    /// Which of its versions was looked at, where something is said.
+    /// Which of its versions was looked at, where it is asked for and something is said.
     pub resource_version: Option<String>,
     /// Who it belongs to, where it says so and something is said.
     pub owner: Option<String>,
@@ -149,26 +149,21 @@ pub async fn facts(
     for watched in Watched::ALL {
         let (group, version, plural) = watched.resource();
         let resource = resource(group, version, watched.kind(), plural);
-        let digest = |value: Value| {
+        let add = |listed: &mut Listed, value: Value| {
             let text = |key: &str| {
-                let found = value.pointer(&format!("/metadata/{key}"));
-                found.and_then(Value::as_str).unwrap_or_default().to_owned()
+                let found = at(&value, &["metadata", key]);
+                found.and_then(Value::as_str).unwrap_or_default()
             };
-            let (namespace, name) = (text("namespace"), text("name"));
-            Some((namespace, name, watched.fact(&value, engines)?))
+            if let Some(fact) = watched.fact(&value, engines) {
+                listed.add(text("namespace"), text("name"), fact);
+            }
         };
         let namespace = scope
             .namespace
             .as_deref()
             .filter(|_| watched.is_namespaced());
-        match objects(client, &resource, namespace, digest).await {
-            Ok(Some(all)) => {
-                let mut listed = Listed::default();
-                for (namespace, name, fact) in all {
-                    listed.add(&namespace, &name, fact);
-                }
-                facts = facts.with_cluster(|cluster| cluster.replace(watched, &listed));
-            }
+        match gathered(client, &resource, namespace, add).await {
+            Ok(Some(all)) => facts = facts.with_cluster(|cluster| cluster.replace(watched, &all)),
             Ok(None) => facts = facts.with_cluster(|cluster| cluster.unserved(watched)),
             Err(error) => unseen.push(format!("{error}; what depends on it is taken for unknown")),
         }
@@ -189,6 +184,8 @@ pub struct ByPolicy {
     pub rules: Vec<&'static Rule>,
     /// Objects are told of in which nothing is found, too.
     pub clean: bool,
+    /// Objects are told of with what tells them from others of the same name.
+    pub identity: bool,
 }
 
 impl Judge for ByPolicy {
@@ -204,7 +201,7 @@ impl Judge for ByPolicy {
         }
         let text = |key: &str| {
             let text = at(&subject.value, &["metadata", key]).and_then(Value::as_str);
-            text.map(str::to_owned)
+            text.filter(|_| self.identity).map(str::to_owned)
         };
         Judged::Told(Audited {
             object: ObjectName::from(subject),

@@ -41,8 +41,8 @@ pub struct Report {
 /// One object, or one place where there was none to be read.
 #[derive(Debug)]
 pub struct Entry {
-    /// Where it comes from; none for what lives in a cluster.
-    pub origin: Option<Origin>,
+    /// Where it comes from; none for what lives in a cluster, of which there is much.
+    pub origin: Option<Box<Origin>>,
     /// Which object; none where none could be read.
     pub object: Option<ObjectName>,
     /// Who an object of a cluster belongs to, where it says so.

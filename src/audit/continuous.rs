@@ -191,6 +191,7 @@ impl Patrol {
             rules: Vec::new(),
             // Of what is clean now, too, something may have been told before.
             clean: true,
+            identity: true,
         })
     }
 

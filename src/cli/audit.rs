@@ -176,6 +176,7 @@ async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String
         rules: plan.rules.clone(),
         // Some forms list every object; and of an object that is clean now a report may be there.
         clean: args.report || matches!(args.output, Output::Json | Output::Junit),
+        identity: args.report,
     });
     let seen = audit::run(&client, plan, &judge, &bar).await;
     bar.done();

@@ -180,7 +180,7 @@ impl World<'_> {
                 Err(problem) => (None, Outcome::Failed(problem)),
             };
             Entry {
-                origin: Some(origin),
+                origin: Some(Box::new(origin)),
                 object,
                 owner: None,
                 outcome,

@@ -324,6 +324,7 @@ impl Diff {
             now,
             rules: Vec::new(),
             clean: false,
+            identity: false,
         };
         let old = by(old, &mut Vec::new()).await;
         let new = by(new, &mut errors).await;

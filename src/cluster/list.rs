@@ -207,16 +207,30 @@ pub async fn objects<T: Send>(
     namespace: Option<&str>,
     keep: impl Fn(Value) -> Option<T> + Send,
 ) -> Result<Option<Vec<T>>, ClusterError> {
+    let add = move |all: &mut Vec<T>, value| all.extend(keep(value));
+    gathered(client, resource, namespace, add).await
+}
+
+/// As [`objects`], gathered by `add`.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn gathered<T: Default + Send>(
+    client: &Client,
+    resource: &ApiResource,
+    namespace: Option<&str>,
+    add: impl Fn(&mut T, Value) + Send,
+) -> Result<Option<T>, ClusterError> {
     let scope = Scope {
         namespace: namespace.map(str::to_owned),
         selector: None,
     };
-    let mut kept = Kept::new(keep);
-    let served = values(client, resource, &scope, &mut kept).await?;
-    if let Some(error) = kept.unread {
+    let mut gathered = Gathered::by(add);
+    let served = values(client, resource, &scope, &mut gathered).await?;
+    if let Some(error) = gathered.unread {
         return Err(refused(resource, kube::Error::SerdeError(error)));
     }
-    Ok(served.then_some(kept.kept))
+    Ok(served.then_some(gathered.all))
 }
 
 /// As [`objects`], of the metadata alone, and of those in scope.
@@ -244,9 +258,10 @@ pub async fn metadata<T: Send>(
             Ok((list.metadata, list.items))
         }
     };
-    let mut kept = Kept::new(keep);
-    let served = pages(resource, fetch, &mut kept).await?;
-    Ok(served.then_some(kept.kept))
+    let add = move |all: &mut Vec<T>, object| all.extend(keep(object));
+    let mut gathered = Gathered::by(add);
+    let served = pages(resource, fetch, &mut gathered).await?;
+    Ok(served.then_some(gathered.all))
 }
 
 /// The names of the cluster's namespaces.
@@ -263,44 +278,46 @@ pub async fn namespaces(client: &Client) -> Result<Vec<String>, ClusterError> {
     Ok(named.unwrap_or_default())
 }
 
-/// Keeps what a function makes of each object.
-struct Kept<T, F> {
-    keep: F,
-    kept: Vec<T>,
+/// Keeps what a function makes of the objects.
+struct Gathered<T, F> {
+    add: F,
+    all: T,
     /// Why not all objects could be read.
     unread: Option<serde_json::Error>,
 }
 
-impl<T, F> Kept<T, F> {
-    const fn new(keep: F) -> Self {
+impl<T: Default, F> Gathered<T, F> {
+    fn by(add: F) -> Self {
         Self {
-            keep,
-            kept: Vec::new(),
+            add,
+            all: T::default(),
             unread: None,
         }
     }
 }
 
-impl<K: Send, T: Send, F: Fn(K) -> Option<T> + Send> Sink<Vec<K>> for Kept<T, F> {
+impl<K: Send, T: Default + Send, F: Fn(&mut T, K) + Send> Sink<Vec<K>> for Gathered<T, F> {
     async fn take(&mut self, items: Vec<K>, _: Option<u64>) {
-        self.kept.extend(items.into_iter().filter_map(&self.keep));
+        for item in items {
+            (self.add)(&mut self.all, item);
+        }
     }
 
     fn begin_again(&mut self) {
-        self.kept.clear();
+        self.all = T::default();
     }
 }
 
-impl<T: Send, F: Fn(Value) -> Option<T> + Send> Sink<Page> for Kept<T, F> {
+impl<T: Default + Send, F: Fn(&mut T, Value) + Send> Sink<Page> for Gathered<T, F> {
     async fn take(&mut self, page: Page, _: Option<u64>) {
-        let Self { keep, kept, unread } = self;
-        if let Err(error) = page.each(|item| kept.extend(keep(item))) {
+        let Self { add, all, unread } = self;
+        if let Err(error) = page.each(|item| add(all, item)) {
             unread.get_or_insert(error);
         }
     }
 
     fn begin_again(&mut self) {
-        self.kept.clear();
+        self.all = T::default();
         self.unread = None;
     }
 }
