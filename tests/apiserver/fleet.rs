@@ -61,7 +61,8 @@ pub(crate) fn object(number: usize) -> (Value, Made) {
     (object, made)
 }
 
-fn namespace(number: usize) -> String {
+/// The namespace of this number.
+pub(crate) fn namespace(number: usize) -> String {
     format!("fleet-{number:04}")
 }
 
