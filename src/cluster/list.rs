@@ -383,3 +383,110 @@ pub fn name(resource: &ApiResource) -> String {
         format!("{}.{}", resource.plural, resource.group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use kube::core::Status;
+    use serde_json::json;
+
+    use super::*;
+
+    /// What the API server answers, request by request: a page with these names and a token, or that it
+    /// has forgotten and perhaps how to go on.
+    type Answer = Result<(&'static [&'static str], Option<&'static str>), Option<&'static str>>;
+
+    /// The names that were met, and the tokens that were sent.
+    async fn listed(
+        answers: &[Answer],
+    ) -> (Result<bool, ClusterError>, Vec<String>, Vec<Option<String>>) {
+        let sent = Mutex::new(Vec::new());
+        let fetch = |params: ListParams| {
+            let mut sent = sent.lock().unwrap();
+            let answer = answers[sent.len()];
+            sent.push(params.continue_token);
+            std::future::ready(match answer {
+                Ok((names, token)) => {
+                    let items: Vec<Value> = names.iter().map(|name| json!(name)).collect();
+                    let page = json!({"metadata": {"continue": token}, "items": items});
+                    Ok(Page::read(page.to_string()).unwrap())
+                }
+                Err(token) => {
+                    let status = json!({"kind": "Status", "code": 410, "reason": "Expired",
+                        "metadata": {"continue": token}});
+                    let status: Status = serde_json::from_value(status).unwrap();
+                    Err(kube::Error::Api(Box::new(status)))
+                }
+            })
+        };
+        let add = |all: &mut Vec<String>, name: Value| all.push(name.as_str().unwrap().to_owned());
+        let mut met = Gathered::by(add);
+        let resource = resource("apps", "v1", "Deployment", "deployments");
+        let served = pages(&resource, fetch, &mut met).await;
+        (served, met.all, sent.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_forgotten_goes_on_or_begins_anew() {
+        let (served, met, sent) = listed(&[
+            Ok((&["a", "b"], Some("1"))),
+            Err(Some("2")),
+            Ok((&["c"], None)),
+        ])
+        .await;
+        assert!(served.unwrap());
+        assert_eq!(met, ["a", "b", "c"]);
+        assert_eq!(sent, [None, Some("1".to_owned()), Some("2".to_owned())]);
+        let (served, met, sent) = listed(&[
+            Ok((&["a", "b"], Some("1"))),
+            Err(None),
+            Ok((&["a"], Some("2"))),
+            Ok((&["c"], None)),
+        ])
+        .await;
+        assert!(served.unwrap());
+        assert_eq!(met, ["a", "c"], "what was seen before may be gone");
+        assert_eq!(
+            sent,
+            [None, Some("1".to_owned()), None, Some("2".to_owned())]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_long_list_may_be_forgotten_often_but_not_for_ever() {
+        let again = [Err(Some("1")), Ok((&["b"][..], Some("1")))];
+        let mut answers: Vec<Answer> = vec![Ok((&["a"], Some("1")))];
+        answers.extend(again.repeat(9));
+        answers.push(Ok((&["c"], None)));
+        let (served, met, _) = listed(&answers).await;
+        assert!(served.unwrap());
+        assert_eq!(met.len(), 11);
+        let answers = [Ok((&["a"][..], Some("1"))), Err(None)].repeat(9);
+        let (served, _, sent) = listed(&answers).await;
+        assert!(served.unwrap_err().to_string().contains("deployments.apps"));
+        assert_eq!(sent.len(), 6);
+        let answers: Vec<Answer> = vec![Err(Some("1")); 9];
+        let (served, _, sent) = listed(&answers).await;
+        assert!(served.is_err());
+        assert_eq!(sent.len(), 3);
+    }
+
+    #[test]
+    fn a_page_is_read_as_the_api_server_writes_it() {
+        let names = |text: &str| {
+            let (_, page) = Page::read(text.to_owned()).unwrap();
+            let mut names = Vec::new();
+            page.each(|item| names.push(item)).unwrap();
+            assert_eq!(names.len(), page.count());
+            names
+        };
+        assert!(names(r#"{"kind":"List","metadata":{},"items":null}"#).is_empty());
+        assert!(names(r#"{"items":[]}"#).is_empty());
+        let two = r#"{"items":[{"a":1},{"b":2}],"metadata":{"remainingItemCount":7}}"#;
+        assert_eq!(names(two), [json!({"a": 1}), json!({"b": 2})]);
+        let (metadata, _) = Page::read(two.to_owned()).unwrap();
+        assert_eq!(metadata.remaining_item_count, Some(7));
+        assert!(Page::read("{\"items\": [".to_owned()).is_err());
+    }
+}
