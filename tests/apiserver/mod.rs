@@ -13,6 +13,10 @@
 
 pub(crate) mod assets;
 pub(crate) mod cluster;
+#[allow(
+    clippy::indexing_slicing,
+    reason = "a member of a JSON value that is not there is null"
+)]
 pub(crate) mod fleet;
 pub(crate) mod gangplank;
 pub(crate) mod helm;

@@ -89,7 +89,7 @@ fn main() -> Result<ExitCode> {
         );
         there = objects;
         let mut row = Vec::new();
-        for form in ["text", "json", "sarif"] {
+        for form in ["text", "json", "sarif", "junit", "html"] {
             let cost = audit(&cluster, form, objects)?;
             println!(
                 "{objects:>7} objects, {form:<5} {:6.2} s of processor time, {:6.1} MiB, {:6.1} us an object ({:.0} s)",
