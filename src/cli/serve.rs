@@ -125,6 +125,16 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
 
+    /// The ClusterRole that the webhook configurations belong to: Kubernetes removes them with it, even
+    /// when nothing of Gangplank is left to do so
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "register",
+        help_heading = "Registration"
+    )]
+    registration_owner: Option<String>,
+
     /// How often the webhook configurations are written again, in case somebody changed them
     #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
     registration_period: GoDuration,
@@ -315,6 +325,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         reach: reach(args, webhook),
         ca_bundle: Vec::new(),
         failure_policy: args.failure_policy,
+        owner: None,
     };
 
     let mut desk = Desk::new(policy, Arc::clone(&metrics));
@@ -387,6 +398,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         tokio::spawn(register(
             client,
             registration,
+            args.registration_owner.clone(),
             bundle,
             desk,
             health,
@@ -665,6 +677,7 @@ fn names(args: &Args, listening: SocketAddr) -> Vec<String> {
 async fn register(
     client: kube::Client,
     registration: Registration,
+    owner: Option<String>,
     bundle: Arc<ArcSwap<Vec<u8>>>,
     desk: Arc<Desk>,
     health: Arc<Health>,
@@ -676,12 +689,20 @@ async fn register(
     let mut adopted = desk.adopted.subscribe();
     loop {
         adopted.mark_unchanged();
-        let registration = Registration {
-            ca_bundle: bundle.load().to_vec(),
-            ..registration.clone()
+        let write = async {
+            let owner = match &owner {
+                Some(name) => Some(cluster::owner(&client, name).await?),
+                None => None,
+            };
+            let registration = Registration {
+                ca_bundle: bundle.load().to_vec(),
+                owner,
+                ..registration.clone()
+            };
+            let wanted = registration.configurations(&desk.policy.load());
+            cluster::register(&client, &wanted).await
         };
-        let wanted = registration.configurations(&desk.policy.load());
-        let write = tokio::time::timeout(REGISTRATION_LIMIT, cluster::register(&client, &wanted));
+        let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
                 Ok(result) => result.map_err(|error| cluster::chain(&error)),
