@@ -1,7 +1,11 @@
 //! What a cluster already runs, judged as the webhook would: its objects are read page by page and
 //! reviewed as they come, and nothing is written.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -376,7 +380,6 @@ impl<J: Judge> Reader<'_, J> {
         };
         match pending.await {
             Ok(page) => self.done.append(page),
-            // A review that panics is a fault of ours; the other pages still count.
             Err(error) => self.done.unseen.push(format!(
                 "a page of {}.{} could not be judged: {error}",
                 self.kind.resource, self.kind.group
@@ -393,19 +396,7 @@ impl<J: Judge> Sink<Page> for Reader<'_, J> {
         let (judge, api_version, kind) =
             (Arc::clone(&self.judge), self.api_version.clone(), self.kind);
         self.pending = Some(tokio::task::spawn_blocking(move || {
-            let mut seen = Seen::default();
-            let read = page.each(|item| {
-                if let Some(subject) = subject(item, &api_version, kind.kind) {
-                    seen.take(judge.judge(&subject));
-                }
-            });
-            if let Err(error) = read {
-                let (plural, group) = (kind.resource, kind.group);
-                seen.unseen.push(format!(
-                    "not all of a page of {plural}.{group} could be read: {error}"
-                ));
-            }
-            seen
+            judged(&page, &*judge, &api_version, kind)
         }));
     }
 
@@ -413,6 +404,31 @@ impl<J: Judge> Sink<Page> for Reader<'_, J> {
         self.pending = None;
         self.done = Seen::default();
     }
+}
+
+/// What is said of the objects of a page.
+fn judged<J: Judge>(page: &Page, judge: &J, api_version: &str, kind: &Kind) -> Seen<J::Told> {
+    let mut seen = Seen::default();
+    let read = page.each(|item| {
+        let Some(subject) = subject(item, api_version, kind.kind) else {
+            return;
+        };
+        // A review that panics is a fault of ours; the other objects still count.
+        match catch_unwind(AssertUnwindSafe(|| judge.judge(&subject))) {
+            Ok(judged) => seen.take(judged),
+            Err(_) => seen.unseen.push(format!(
+                "{} could not be judged: a fault of Gangplank itself",
+                ObjectName::from(&subject)
+            )),
+        }
+    });
+    if let Err(error) = read {
+        let (plural, group) = (kind.resource, kind.group);
+        seen.unseen.push(format!(
+            "not all of a page of {plural}.{group} could be read: {error}"
+        ));
+    }
+    seen
 }
 
 /// The items of a list do not say what they are.
@@ -425,4 +441,38 @@ pub(crate) fn subject(mut item: Value, api_version: &str, kind: &str) -> Option<
         door: Door::Audit,
         ..subject
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Shaky;
+
+    impl Judge for Shaky {
+        type Told = String;
+
+        fn judge(&self, subject: &Subject) -> Judged<String> {
+            assert_ne!(subject.name, "bad", "a fault of ours");
+            Judged::Told(subject.name.clone())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_named_and_the_rest_is_judged() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        let named = |name: &str| json!({"metadata": {"name": name, "namespace": "a"}}).to_string();
+        let items = [named("one"), named("bad"), named("two"), deep].join(",");
+        let page = Page::read(format!("{{\"items\": [{items}]}}")).unwrap().1;
+        assert_eq!(page.count(), 4);
+        let seen = judged(&page, &Shaky, "apps/v1", &kinds::DEPLOYMENT);
+        assert_eq!(seen.told, ["one", "two"]);
+        let [fault, unread] = &seen.unseen[..] else {
+            panic!("{:?}", seen.unseen);
+        };
+        assert!(fault.starts_with("Deployment a/bad could not be judged"));
+        assert!(unread.starts_with("not all of a page of deployments.apps could be read"));
+    }
 }

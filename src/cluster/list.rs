@@ -85,7 +85,8 @@ struct Head {
 }
 
 impl Page {
-    fn read(text: String) -> serde_json::Result<(ListMeta, Self)> {
+    /// Reads what the page says beside its objects.
+    pub(crate) fn read(text: String) -> serde_json::Result<(ListMeta, Self)> {
         let Head { metadata, items } = serde_json::from_str(&text)?;
         let count = items.map_or(0, |items| items.len());
         Ok((metadata, Self { text, count }))
