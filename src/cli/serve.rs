@@ -397,9 +397,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         let period = Duration::from(args.registration_period);
         tokio::spawn(register(
             client,
-            registration,
-            args.registration_owner.clone(),
-            bundle,
+            Standing {
+                registration,
+                owner: args.registration_owner.clone(),
+                bundle,
+            },
             desk,
             health,
             period,
@@ -672,13 +674,20 @@ fn names(args: &Args, listening: SocketAddr) -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// What the webhook configurations are made of, besides the policy.
+struct Standing {
+    registration: Registration,
+    /// The ClusterRole that they belong to.
+    owner: Option<String>,
+    /// What the API server has to trust, PEM.
+    bundle: Arc<ArcSwap<Vec<u8>>>,
+}
+
 /// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
 /// or removed, comes back. Failing does not make us less ready.
 async fn register(
     client: kube::Client,
-    registration: Registration,
-    owner: Option<String>,
-    bundle: Arc<ArcSwap<Vec<u8>>>,
+    standing: Standing,
     desk: Arc<Desk>,
     health: Arc<Health>,
     period: Duration,
@@ -690,14 +699,14 @@ async fn register(
     loop {
         adopted.mark_unchanged();
         let write = async {
-            let owner = match &owner {
+            let owner = match &standing.owner {
                 Some(name) => Some(cluster::owner(&client, name).await?),
                 None => None,
             };
             let registration = Registration {
-                ca_bundle: bundle.load().to_vec(),
+                ca_bundle: standing.bundle.load().to_vec(),
                 owner,
-                ..registration.clone()
+                ..standing.registration.clone()
             };
             let wanted = registration.configurations(&desk.policy.load());
             cluster::register(&client, &wanted).await
@@ -717,7 +726,10 @@ async fn register(
         let pause = match &result {
             Ok(()) => {
                 if !announced {
-                    tracing::info!(name = registration.name, "wrote the webhook configurations");
+                    tracing::info!(
+                        name = standing.registration.name,
+                        "wrote the webhook configurations"
+                    );
                     tracing::info!("ready");
                     announced = true;
                 }
