@@ -125,6 +125,14 @@ pub(crate) fn helm() -> Result<PathBuf> {
     Ok(build(&HELM, &[("helm", "helm.sh/helm/v4/cmd/helm")])?.join("helm"))
 }
 
+/// Kubernetes' garbage collector by itself: the rest of kube-controller-manager would bring half of the
+/// kubelet. Its few lines of Go stand beside the module's pins, which alone name the cache entry: give it
+/// another name when they change.
+pub(crate) fn collector() -> Result<PathBuf> {
+    let package = "gangplank.dev/tests/apiserver/kubernetes/collector";
+    Ok(build(&KUBERNETES, &[("collector", package)])?.join("collector"))
+}
+
 /// The machine's own kubectl, if it is not too old to speak to the API server built here.
 fn recent_kubectl() -> Option<PathBuf> {
     let program = on_path("kubectl")?;

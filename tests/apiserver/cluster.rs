@@ -26,6 +26,7 @@ const AUDIT_LOG: &str = "audit.log";
 #[derive(Debug)]
 pub(crate) struct Cluster {
     // Fields drop in this order: the servers end before their folder goes.
+    collector: Option<Leashed>,
     apiserver: Leashed,
     etcd: Leashed,
     apiserver_address: SocketAddr,
@@ -109,7 +110,9 @@ impl Cluster {
                 "--service-account-key-file",
                 &pki.service_account_public,
             ))
-            .arg("--service-cluster-ip-range=10.0.0.0/24")
+            // There is no kube-proxy: a Service's address is loopback, where [`super::service`] can
+            // listen on it.
+            .arg("--service-cluster-ip-range=127.64.0.0/24")
             .arg("--authorization-mode=RBAC")
             // No controller makes the service accounts that pods would have to name.
             .arg("--disable-admission-plugins=ServiceAccount")
@@ -136,6 +139,7 @@ impl Cluster {
             .with_context(|| tail(&apiserver_log, 30))?;
 
         Ok(Self {
+            collector: None,
             apiserver,
             etcd,
             apiserver_address,
@@ -143,6 +147,30 @@ impl Cluster {
             kubectl,
             dir,
         })
+    }
+
+    /// Starts Kubernetes' garbage collector, the one controller that these tests need.
+    pub(crate) fn start_collector(&mut self) -> Result<()> {
+        let log = self.dir().join("collector.log");
+        let mut command = logged(&super::assets::collector()?, self.dir(), &log)?;
+        command.arg(path_flag("--kubeconfig", self.kubeconfig()));
+        self.collector = Some(Leashed::spawn(command)?);
+        Ok(())
+    }
+
+    /// A kubeconfig for a service account, with its own token.
+    pub(crate) fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+        let kubectl = self.kubectl.in_namespace(namespace);
+        let token = kubectl
+            .run(&["create", "token", account], None)?
+            .success()?;
+        let text = std::fs::read_to_string(self.kubeconfig()).context("the kubeconfig")?;
+        let mut config: Value = serde_json::from_str(&text)?;
+        config["users"][0]["user"] = json!({"token": token.trim()});
+        let path = self.dir().join(format!("kubeconfig-{namespace}-{account}"));
+        std::fs::write(&path, config.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     /// kubectl as the cluster's administrator.

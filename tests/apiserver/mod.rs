@@ -23,6 +23,7 @@ pub(crate) mod helm;
 pub(crate) mod kubectl;
 pub(crate) mod leash;
 mod pki;
+pub(crate) mod service;
 
 use std::fmt::Display;
 use std::io::Write as _;

@@ -38,7 +38,10 @@ impl Service {
                 if stopped.load(Ordering::Acquire) {
                     break;
                 }
-                let all = endpoints.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let all = endpoints
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
                 let next = turn.fetch_add(1, Ordering::Relaxed);
                 // One that is not there resets the connection, as an address without a pod does.
                 let server = all
@@ -59,7 +62,10 @@ impl Service {
 
     /// Where new connections go from now on.
     pub(crate) fn lead_to(&self, endpoints: Vec<SocketAddr>) {
-        *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner) = endpoints;
+        *self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = endpoints;
     }
 }
 
@@ -75,14 +81,15 @@ impl Drop for Service {
 fn join(client: TcpStream, server: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    for (mut from, mut to) in [
-        (client.try_clone()?, server.try_clone()?),
-        (server, client),
-    ] {
+    for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
         thread::spawn(move || {
             let copied = io::copy(&mut from, &mut to);
             // A side that was killed takes the other with it; one that has said all is let finish.
-            let how = if copied.is_ok() { Shutdown::Write } else { Shutdown::Both };
+            let how = if copied.is_ok() {
+                Shutdown::Write
+            } else {
+                Shutdown::Both
+            };
             let _ = to.shutdown(how);
         });
     }

@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -68,7 +67,9 @@ impl Release {
         helm_of(&helm, "install", values, &["--create-namespace"])?.success()?;
         let kubectl = cluster.kubectl().in_namespace(NAMESPACE);
         let service = kubectl.get(&format!("service/{NAME}"))?;
-        let ip = service["spec"]["clusterIP"].as_str().context("an address")?;
+        let ip = service["spec"]["clusterIP"]
+            .as_str()
+            .context("an address")?;
         let port = &service["spec"]["ports"][0]["port"];
         let service = Service::listen(format!("{ip}:{port}").parse()?)?;
         let account = cluster.kubeconfig_of(NAMESPACE, NAME)?;
@@ -185,7 +186,9 @@ impl Release {
     pub(crate) fn readyz(&self, index: usize, beginning: &str) -> Result<String> {
         let (_, text) = get(&self.pods[index].gangplank, "/readyz?verbose")?;
         let line = text.lines().find(|line| line.starts_with(beginning));
-        Ok(line.with_context(|| format!("no {beginning} in {text}"))?.to_owned())
+        Ok(line
+            .with_context(|| format!("no {beginning} in {text}"))?
+            .to_owned())
     }
 }
 
@@ -276,7 +279,9 @@ impl Writes {
         let count = self.done.load(Ordering::Acquire);
         let kept = runtime()?.block_on(async {
             let client = client(&self.kubeconfig).await?;
-            let held = api(&client, &self.namespace, HPA).list(&Default::default()).await?;
+            let held = api(&client, &self.namespace, HPA)
+                .list(&Default::default())
+                .await?;
             anyhow::Ok(held.items.len())
         })?;
         let expected = (0..count).filter(|turn| turn % 3 == 0).count();
@@ -317,7 +322,11 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-fn api(client: &Client, namespace: &str, (group, version, kind): (&str, &str, &str)) -> Api<DynamicObject> {
+fn api(
+    client: &Client,
+    namespace: &str,
+    (group, version, kind): (&str, &str, &str),
+) -> Api<DynamicObject> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
     if namespace.is_empty() {
         Api::all_with(client.clone(), &resource)
@@ -359,9 +368,4 @@ async fn write(client: &Client, namespace: &str, turn: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where the webhook of a pod listens.
-pub(crate) fn address(pod: &Pod) -> SocketAddr {
-    pod.gangplank.webhook()
 }
