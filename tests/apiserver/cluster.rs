@@ -1,5 +1,6 @@
 //! etcd and kube-apiserver of one throwaway cluster.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -28,6 +29,8 @@ pub(crate) struct Cluster {
     // Fields drop in this order: the servers end before their folder goes.
     collector: Option<Leashed>,
     apiserver: Leashed,
+    /// Its executable and arguments.
+    apiserver_line: Vec<OsString>,
     etcd: Leashed,
     apiserver_address: SocketAddr,
     etcd_address: SocketAddr,
@@ -128,6 +131,8 @@ impl Cluster {
                 .arg(path_flag("--audit-policy-file", &file))
                 .arg(path_flag("--audit-log-path", &dir.path().join(AUDIT_LOG)));
         }
+        // After the shell's own: see [`leash::command`].
+        let apiserver_line = command.get_args().skip(4).map(OsString::from).collect();
         let mut apiserver = Leashed::spawn(command)?;
 
         let kubeconfig = write_kubeconfig(dir.path(), apiserver_address, &pki)?;
@@ -141,6 +146,7 @@ impl Cluster {
         Ok(Self {
             collector: None,
             apiserver,
+            apiserver_line,
             etcd,
             apiserver_address,
             etcd_address,
@@ -156,6 +162,22 @@ impl Cluster {
         command.arg(path_flag("--kubeconfig", self.kubeconfig()));
         self.collector = Some(Leashed::spawn(command)?);
         Ok(())
+    }
+
+    /// Ends the API server as a failing node would, starts it again and waits until it is ready.
+    pub(crate) fn restart_apiserver(&mut self) -> Result<()> {
+        self.apiserver.kill()?;
+        let (program, args) = (self.apiserver_line.split_first()).context("a command line")?;
+        let log = self.dir().join("kube-apiserver-again.log");
+        let mut command = logged(Path::new(program), self.dir(), &log)?;
+        command.args(args);
+        self.apiserver = Leashed::spawn(command)?;
+        ready(&mut self.apiserver, &self.kubectl).with_context(|| tail(&log, 30))
+    }
+
+    /// Lets etcd stand still, or go on.
+    pub(crate) fn signal_etcd(&mut self, signal: leash::Signal) -> Result<()> {
+        self.etcd.signal(signal)
     }
 
     /// A kubeconfig for a service account, with its own token.

@@ -47,6 +47,10 @@ pub(crate) enum Signal {
     Interrupt,
     /// An orderly end, as the kubelet asks for it.
     Terminate,
+    /// Stand still, as on a machine that stalls.
+    Stop,
+    /// Go on.
+    Continue,
 }
 
 /// A command line that will run on a leash; add arguments, environment and redirections to it,
@@ -113,6 +117,8 @@ impl Leashed {
         let name = match signal {
             Signal::Interrupt => "INT",
             Signal::Terminate => "TERM",
+            Signal::Stop => "STOP",
+            Signal::Continue => "CONT",
         };
         let status = Command::new("sh")
             .args([

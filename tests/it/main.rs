@@ -21,6 +21,7 @@ mod crowd;
 mod docs;
 mod enforce;
 mod exemptions;
+mod faults;
 mod fix;
 mod fixtures;
 mod formats;

@@ -294,6 +294,15 @@ impl Writes {
         Ok((wrong, count))
     }
 
+    /// As [`Writes::end`], where the API server may have failed to ask, or may not have been there; it may
+    /// not have answered anything wrongly.
+    pub(crate) fn end_refused_at_most(self) -> Result<(usize, usize)> {
+        let (wrong, count) = self.end()?;
+        let let_in = wrong.iter().find(|text| text.contains("let in"));
+        ensure!(let_in.is_none(), "{let_in:?}");
+        Ok((wrong.len(), count))
+    }
+
     /// As [`Writes::end`], where nothing may have gone wrong.
     pub(crate) fn end_well(self) -> Result<usize> {
         let (wrong, count) = self.end()?;
