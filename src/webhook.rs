@@ -20,7 +20,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use self::envelope::{Envelope, Refusal};
+use self::{
+    envelope::{Envelope, Refusal},
+    limits::Gate,
+};
 use crate::{
     cluster::access::Access,
     exempt::Rights,
@@ -33,6 +36,7 @@ use crate::{
 
 pub mod answer;
 pub mod envelope;
+pub mod limits;
 pub mod registration;
 
 /// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
@@ -58,6 +62,8 @@ pub struct Desk {
     pub facts: ArcSwap<Facts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Bounds the requests under way.
+    pub in_flight: Gate,
     /// The question that is asked.
     pub reviewer: Reviewer,
     /// Who tells whether a requester may exempt; without it nobody may.
@@ -74,6 +80,7 @@ impl Desk {
             policy: ArcSwap::from_pointee(policy),
             adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
+            in_flight: metrics.in_flight(limits::IN_FLIGHT),
             metrics,
             reviewer: review,
             access: None,
@@ -86,6 +93,13 @@ impl Desk {
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self.facts.rcu(|facts| facts.with_rights(Rights::askable()));
+        self
+    }
+
+    /// A desk that answers this many requests at a time and sheds what comes beyond.
+    #[must_use]
+    pub fn with_in_flight(mut self, limit: u32) -> Self {
+        self.in_flight = self.metrics.in_flight(limit);
         self
     }
 
@@ -119,6 +133,10 @@ async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 }
 
 async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+    let _pass = match desk.in_flight.enter() {
+        Ok(pass) => pass,
+        Err(nth) => return shed(desk, nth),
+    };
     let body = match read(request).await {
         Ok(body) => body,
         Err(refusal) => return refused(desk, endpoint, &refusal),
@@ -283,6 +301,27 @@ fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal) -> Response {
         "{refusal}"
     );
     respond(refusal.code, &answer::refuse(refusal))
+}
+
+/// Turns a request away without reading it.
+///
+/// The API server's client takes a 503 with Retry-After for an invitation: it asks again after that
+/// many seconds, until the timeout of the webhook configuration is over (client-go,
+/// rest/with_retry.go, checkWait). Only then has the call failed and failurePolicy decides.
+fn shed(desk: &Desk, nth: u64) -> Response {
+    let limit = desk.in_flight.limit();
+    if limits::is_worth_a_line(nth) {
+        tracing::warn!(shed = nth, limit, "shed a request: too many are under way");
+    }
+    let refusal = Refusal {
+        code: StatusCode::SERVICE_UNAVAILABLE,
+        uid: String::new(),
+        message: format!("more than {limit} admission requests are under way; ask again"),
+    };
+    let mut response = respond(refusal.code, &answer::refuse(&refusal));
+    let seconds = HeaderValue::from_static("1");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    response
 }
 
 fn respond(code: StatusCode, answer: &Value) -> Response {

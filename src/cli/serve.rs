@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use axum_server::{
     Handle,
-    accept::NoDelayAcceptor,
+    accept::{DefaultAcceptor, NoDelayAcceptor},
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use jiff::Timestamp;
@@ -33,12 +33,15 @@ use crate::{
     tls::{self, Resolver, authority::Authority, files},
     webhook::{
         self, Desk,
+        limits::{self, Doorkeeper, Gate},
         registration::{DEFAULT_NAME, FailurePolicy, Reach, Registration},
     },
 };
 
+mod bounds;
 mod reload;
 
+use bounds::Limits;
 use reload::PolicyFile;
 
 /// The first pause after a failed registration; it doubles up to the period.
@@ -60,9 +63,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long readiness waits for the watches of the cluster; what they have not told by then is
 /// unknown until they do.
 const CACHES_LIMIT: Duration = Duration::from_secs(30);
-
-/// A connection that has not said anything within this time is not from an API server.
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// The arguments of `gangplank serve`.
 #[derive(Debug, clap::Args)]
@@ -175,6 +175,9 @@ pub struct Args {
 
     #[command(flatten)]
     cluster: ClusterArgs,
+
+    #[command(flatten)]
+    limits: Limits,
 
     /// How log lines look; without it text on a terminal, else json
     #[arg(long, value_enum, help_heading = "Logs")]
@@ -328,7 +331,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         owner: None,
     };
 
-    let mut desk = Desk::new(policy, Arc::clone(&metrics));
+    let mut desk =
+        Desk::new(policy, Arc::clone(&metrics)).with_in_flight(args.limits.max_in_flight);
     if let Some(client) = &client {
         desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
     }
@@ -337,18 +341,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     let handle = Handle::new();
     let acceptor =
         RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(NoDelayAcceptor::new());
-    let mut server = axum_server::from_tcp(listener)?
-        .acceptor(acceptor)
-        .handle(handle.clone())
-        .first_request_timeout(FIRST_REQUEST_LIMIT);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(FIRST_REQUEST_LIMIT);
-    server
-        .http_builder()
-        .http2()
-        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let gate = metrics.connections(args.limits.max_connections);
+    let server = axum_server::from_tcp(listener)?
+        .acceptor(Doorkeeper::new(gate, acceptor))
+        .handle(handle.clone());
+    let server = limits::bound(server);
     let router = webhook::router(Arc::clone(&desk));
     let mut admission = tokio::spawn(server.serve(router.into_make_service()));
     let admin_handle = Handle::new();
@@ -356,12 +353,12 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
     });
-    let mut admin_task = tokio::spawn(
-        axum_server::from_tcp(admin_listener)?
-            .handle(admin_handle.clone())
-            .first_request_timeout(FIRST_REQUEST_LIMIT)
-            .serve(admin_router.into_make_service()),
-    );
+    let gate = Gate::uncounted(limits::ADMIN_CONNECTIONS);
+    let admin_server = axum_server::from_tcp(admin_listener)?
+        .acceptor(Doorkeeper::new(gate, DefaultAcceptor::new()))
+        .handle(admin_handle.clone());
+    let admin_service = admin_router.into_make_service();
+    let mut admin_task = tokio::spawn(limits::bound(admin_server).serve(admin_service));
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let mut renewal =
         tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));

@@ -17,7 +17,7 @@ use crate::harness::{Gangplank, SOON, eventually, leash::Signal};
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// A certificate for localhost, its key, and the folder that holds both as files.
-fn certificate() -> tempfile::TempDir {
+pub(crate) fn certificate() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_certificate(folder.path());
     folder
@@ -34,16 +34,16 @@ fn write_certificate(folder: &Path) {
     fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
 }
 
-fn serve_with(folder: &Path) -> Result<Gangplank> {
+pub(crate) fn serve_with(folder: &Path) -> Result<Gangplank> {
     let cert = format!("--tls-cert={}", folder.join("tls.crt").display());
     let key = format!("--tls-key={}", folder.join("tls.key").display());
     Gangplank::start(Path::new(BINARY), &[cert, key])
 }
 
-type Https =
+pub(crate) type Https =
     Client<hyper_rustls::HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>, Body>;
 
-fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) -> Https {
+pub(crate) fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) -> Https {
     let mut roots = RootCertStore::empty();
     for certificate in gangplank::tls::files::certificates(&folder.join("tls.crt")).unwrap() {
         roots.add(certificate).unwrap();
@@ -67,7 +67,7 @@ fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) ->
         .build(connector)
 }
 
-async fn post(
+pub(crate) async fn post(
     client: &Https,
     gangplank: &Gangplank,
     body: impl Into<Body>,
@@ -81,7 +81,7 @@ async fn post(
     Ok((code, serde_json::from_slice(&body)?))
 }
 
-fn review(uid: &str) -> String {
+pub(crate) fn review(uid: &str) -> String {
     json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
