@@ -255,13 +255,21 @@ pub fn run(args: &Args) -> u8 {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            if args.unregister {
-                unregister(args).await
-            } else {
-                serve(args).await
-            }
-        }),
+        Ok(runtime) => {
+            let done = runtime.block_on(async {
+                if args.unregister {
+                    return unregister(args).await;
+                }
+                tokio::select! {
+                    biased;
+                    aborted = second_signal() => aborted,
+                    done = serve(args) => done,
+                }
+            });
+            // What ended well has been waited for; nothing else is.
+            runtime.shutdown_background();
+            done
+        }
         Err(error) => Err(anyhow!(error).context("cannot start")),
     };
     match result {
@@ -433,12 +441,9 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     };
     let delay = args.shutdown_delay.map_or(default, Into::into);
     tracing::info!(signal, "stopping");
-    // Nothing is left to drain for whoever presses Ctrl-C; a second signal ends the wait.
+    // No endpoints are left to drain for whoever presses Ctrl-C.
     if signal == "SIGTERM" {
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = signals.next() => {}
-        }
+        tokio::time::sleep(delay).await;
     }
     let _ = stop.send(true);
     handle.graceful_shutdown(Some(DRAIN_LIMIT));
@@ -476,6 +481,14 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// Whoever signals twice does not want to wait for what is in flight.
+async fn second_signal() -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    signals.next().await;
+    let signal = signals.next().await;
+    bail!("{signal}, the second signal: ended without finishing what was in flight")
 }
 
 /// The policy to begin with, and its file where there is one.

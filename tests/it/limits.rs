@@ -444,3 +444,52 @@ async fn rapid_resets_end_the_connection_that_sends_them_and_no_other() -> Resul
     assert!(gangplank.ended().is_none());
     Ok(())
 }
+
+#[test]
+fn open_connections_are_told_to_go_away_and_what_is_in_flight_is_finished() -> Result<()> {
+    let folder = certificate();
+    let mut gangplank = serve_with(folder.path(), &[])?;
+    let body = review("in flight");
+    let (first, second) = body.as_bytes().split_at(20);
+    let mut idle = Frames::open(folder.path(), &gangplank)?.0;
+    let mut busy = Frames::open(folder.path(), &gangplank)?.0;
+    idle.send(HEADERS, END_HEADERS, 1, &request_head())?;
+    idle.send(DATA, END_STREAM, 1, body.as_bytes())?;
+    idle.until(DATA)?;
+    busy.send(HEADERS, END_HEADERS, 1, &request_head())?;
+    busy.send(DATA, 0, 1, first)?;
+    reaches(&gangplank, "gangplank_in_flight_requests", 1)?;
+
+    gangplank.signal(Signal::Terminate)?;
+    // The first one only says that there will be another (RFC 9113, 6.8): what is under way counts.
+    assert_eq!(busy.until(GOAWAY)?.payload[4..8], [0; 4]);
+    idle.until(GOAWAY)?;
+    while let Some(frame) = idle.next()? {
+        assert!(matches!(frame.kind, GOAWAY | PING), "{frame:?}");
+    }
+    busy.send(DATA, END_STREAM, 1, second)?;
+    let answer = busy.until(HEADERS)?;
+    // Of the static table: ":status: 200".
+    assert_eq!((answer.stream, answer.payload[0]), (1, 0x88));
+    let answer: Value = serde_json::from_slice(&busy.until(DATA)?.payload)?;
+    assert_eq!(answer["response"]["uid"], "in flight");
+    assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_what_is_in_flight() -> Result<()> {
+    let folder = certificate();
+    for args in [&[][..], &["--shutdown-delay=1h"]] {
+        let mut gangplank = serve_with(folder.path(), args)?;
+        let _half = half_sent(folder.path(), &gangplank, "half")?;
+        reaches(&gangplank, "gangplank_in_flight_requests", 1)?;
+        gangplank.signal(Signal::Terminate)?;
+        gangplank.wait_for("stopping")?;
+        gangplank.signal(Signal::Terminate)?;
+        // 0 would be the end of a drain.
+        assert_eq!(gangplank.wait(SOON)?.code(), Some(2), "{}", gangplank.log());
+        assert!(gangplank.log().contains("the second signal"));
+    }
+    Ok(())
+}
