@@ -29,7 +29,7 @@ use crate::{
     cluster::{self, ClusterArgs, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, LogLevel},
     tls::{self, Resolver, authority::Authority, files},
     webhook::{
         self, Desk,
@@ -70,7 +70,7 @@ pub struct Args {
     /// Where to serve admission (HTTPS); port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
-    /// Where to serve /livez, /readyz and /metrics (plain HTTP); port 0 takes a free one
+    /// Where to serve /livez, /readyz, /metrics and /loglevel (plain HTTP); port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_listen: SocketAddr,
     /// The policy file; the built-in default policy without it
@@ -247,10 +247,13 @@ fn url(text: &str) -> Result<Url, String> {
 
 /// Runs the server until a signal ends it.
 pub fn run(args: &Args) -> u8 {
-    if let Err(error) = telemetry::init(&args.log_level, args.log_format) {
-        crate::report::complain(&error);
-        return FAILED;
-    }
+    let log_level = match telemetry::init(&args.log_level, args.log_format) {
+        Ok(log_level) => log_level,
+        Err(error) => {
+            crate::report::complain(&error);
+            return FAILED;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -263,7 +266,7 @@ pub fn run(args: &Args) -> u8 {
                 tokio::select! {
                     biased;
                     aborted = second_signal() => aborted,
-                    done = serve(args) => done,
+                    done = serve(args, log_level) => done,
                 }
             });
             // What ended well has been waited for; nothing else is.
@@ -295,7 +298,7 @@ async fn unregister(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(args: &Args) -> anyhow::Result<()> {
+async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
     let (policy, file) = policy(args.policy.as_deref())?;
@@ -360,12 +363,13 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     let admin_router = admin::router(Admin {
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        log_level,
     });
     let gate = Gate::uncounted(limits::ADMIN_CONNECTIONS);
     let admin_server = axum_server::from_tcp(admin_listener)?
         .acceptor(Doorkeeper::new(gate, DefaultAcceptor::new()))
         .handle(admin_handle.clone());
-    let admin_service = admin_router.into_make_service();
+    let admin_service = admin_router.into_make_service_with_connect_info::<SocketAddr>();
     let mut admin_task = tokio::spawn(limits::bound(admin_server).serve(admin_service));
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let mut renewal =
