@@ -24,7 +24,7 @@ use crate::{
     report::exemptions::{Entry, State},
     review::{Review, Skip},
     rules,
-    subject::{Operation, Subject},
+    subject::Subject,
     webhook::limits::Gate,
 };
 
@@ -321,24 +321,13 @@ impl Metrics {
             subject,
             review,
         } = *seen;
-        let operation = match subject.operation {
-            Operation::Create => "CREATE",
-            Operation::Update => "UPDATE",
-            Operation::Delete => "DELETE",
-            Operation::Connect => "CONNECT",
-        };
+        let operation = subject.operation.as_str();
         let kind = if review.skipped == Some(Skip::Kind) {
             "other"
         } else {
             &subject.kind
         };
-        let verdict = if review.skipped.is_some() {
-            "skip"
-        } else if review.would_deny() {
-            "would-deny"
-        } else {
-            review.verdict().as_str()
-        };
+        let verdict = review.outcome();
         let labels = ReviewLabels {
             endpoint,
             kind: kind.to_owned(),
