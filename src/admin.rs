@@ -1,7 +1,9 @@
-//! The admin port: liveness, readiness, metrics. Plain HTTP, for kubelet and Prometheus.
+//! The admin port: liveness, readiness, metrics, log level. Plain HTTP, for kubelet and Prometheus, and
+//! nobody says who they are: what changes something is for those on this machine alone.
 
 use std::{
     fmt::Write,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,13 +13,13 @@ use std::{
 
 use axum::{
     Router,
-    extract::{RawQuery, State},
+    extract::{ConnectInfo, DefaultBodyLimit, RawQuery, State},
     http::{StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
 
-use crate::{cluster::watch::Watches, metrics::Metrics};
+use crate::{cluster::watch::Watches, metrics::Metrics, telemetry::LogLevel};
 
 /// What the server knows of its own state.
 #[derive(Debug, Default)]
@@ -128,14 +130,22 @@ pub struct Admin {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is logged.
+    pub log_level: LogLevel,
 }
 
-/// The admin endpoints.
+/// No filter is longer, in bytes.
+const LOG_LEVEL_LIMIT: usize = 1024;
+
+/// The admin endpoints. They ask who is at the other end: the service has to be made with
+/// `into_make_service_with_connect_info::<SocketAddr>`.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/loglevel", get(log_level).put(set_log_level))
+        .layer(DefaultBodyLimit::max(LOG_LEVEL_LIMIT))
         .with_state(admin)
 }
 
@@ -162,4 +172,65 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> impl In
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let media = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, media)], admin.metrics.encode())
+}
+
+async fn log_level(State(admin): State<Admin>) -> String {
+    admin.log_level.get() + "\n"
+}
+
+/// Takes another filter, from this machine alone. `kubectl port-forward` comes from there too, and
+/// asks the API server for the right to.
+async fn set_log_level(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    text: String,
+) -> (StatusCode, String) {
+    // A socket for both families shows IPv4 as ::ffff:127.0.0.1.
+    if !peer.ip().to_canonical().is_loopback() {
+        let message = "only over loopback, as by kubectl port-forward\n";
+        return (StatusCode::FORBIDDEN, message.to_owned());
+    }
+    match admin.log_level.set(text.trim()) {
+        Ok(()) => (StatusCode::OK, admin.log_level.get() + "\n"),
+        Err(error) => (StatusCode::BAD_REQUEST, error + "\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_this_machine_sets_the_log_level() {
+        let (_layer, log_level) = LogLevel::new("info").unwrap();
+        let admin = Admin {
+            health: Arc::default(),
+            metrics: Arc::default(),
+            log_level: log_level.clone(),
+        };
+        for (peer, code, level) in [
+            ("10.1.2.3:4", StatusCode::FORBIDDEN, "info"),
+            ("[fd00::7]:4", StatusCode::FORBIDDEN, "info"),
+            ("[::ffff:10.1.2.3]:4", StatusCode::FORBIDDEN, "info"),
+            ("127.0.0.1:4", StatusCode::OK, "debug"),
+            ("[::1]:4", StatusCode::OK, "debug"),
+            ("[::ffff:127.0.0.1]:4", StatusCode::OK, "debug"),
+        ] {
+            log_level.set("info").unwrap();
+            let peer: SocketAddr = peer.parse().unwrap();
+            let request = Request::put("/loglevel")
+                .extension(ConnectInfo(peer))
+                .body(Body::from("debug\n"))
+                .unwrap();
+            let answer = router(admin.clone()).oneshot(request).await.unwrap();
+            assert_eq!(
+                (answer.status(), &*log_level.get()),
+                (code, level),
+                "{peer}"
+            );
+        }
+    }
 }

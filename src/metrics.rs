@@ -24,7 +24,8 @@ use crate::{
     report::exemptions::{Entry, State},
     review::{Review, Skip},
     rules,
-    subject::{Operation, Subject},
+    subject::Subject,
+    webhook::limits::Gate,
 };
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -114,6 +115,10 @@ pub struct Metrics {
     durations: Family<EndpointLabels, Histogram>,
     refusals: Family<RefusalLabels, Counter>,
     panics: Counter,
+    in_flight: Gauge,
+    shed: Counter,
+    connections: Gauge,
+    connections_refused: Counter,
     policy: Family<PolicyLabels, Gauge>,
     policy_reloads: Family<ReloadLabels, Counter>,
     policy_stale: Gauge,
@@ -171,6 +176,28 @@ impl Metrics {
             "panics",
             "Reviews that failed by a fault of Gangplank's",
             panics.clone(),
+        );
+        let (in_flight, shed) = (Gauge::default(), Counter::default());
+        registry.register(
+            "in_flight_requests",
+            "Admission requests under way, from the first byte of the body to the answer",
+            in_flight.clone(),
+        );
+        registry.register(
+            "shed_requests",
+            "Admission requests answered by 503 at once because too many were under way",
+            shed.clone(),
+        );
+        let (connections, connections_refused) = (Gauge::default(), Counter::default());
+        registry.register(
+            "connections",
+            "Open connections to the admission port",
+            connections.clone(),
+        );
+        registry.register(
+            "refused_connections",
+            "Connections to the admission port closed at once because too many were open",
+            connections_refused.clone(),
         );
         registry.register("policy_info", "The policy in force", policy.clone());
         let policy_reloads = Family::<ReloadLabels, Counter>::default();
@@ -264,6 +291,10 @@ impl Metrics {
             durations,
             refusals,
             panics,
+            in_flight,
+            shed,
+            connections,
+            connections_refused,
             policy,
             policy_reloads,
             policy_stale,
@@ -290,24 +321,13 @@ impl Metrics {
             subject,
             review,
         } = *seen;
-        let operation = match subject.operation {
-            Operation::Create => "CREATE",
-            Operation::Update => "UPDATE",
-            Operation::Delete => "DELETE",
-            Operation::Connect => "CONNECT",
-        };
+        let operation = subject.operation.as_str();
         let kind = if review.skipped == Some(Skip::Kind) {
             "other"
         } else {
             &subject.kind
         };
-        let verdict = if review.skipped.is_some() {
-            "skip"
-        } else if review.would_deny() {
-            "would-deny"
-        } else {
-            review.verdict().as_str()
-        };
+        let verdict = review.outcome();
         let labels = ReviewLabels {
             endpoint,
             kind: kind.to_owned(),
@@ -398,6 +418,17 @@ impl Metrics {
                 code: code.into(),
             })
             .inc();
+    }
+
+    /// Counts and bounds the admission requests under way.
+    pub fn in_flight(&self, limit: u32) -> Gate {
+        Gate::new(limit, self.in_flight.clone(), self.shed.clone())
+    }
+
+    /// Counts and bounds the connections to the admission port.
+    pub fn connections(&self, limit: u32) -> Gate {
+        let refused = self.connections_refused.clone();
+        Gate::new(limit, self.connections.clone(), refused)
     }
 
     /// A rule panicked.

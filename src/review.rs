@@ -47,6 +47,18 @@ impl Review {
             .any(|finding| finding.dry && finding.level == Level::Warn)
     }
 
+    /// What became of the object, in a word for metrics and logs: that of the verdict, `skip` where it
+    /// was not looked at, and `would-deny`.
+    pub fn outcome(&self) -> &'static str {
+        if self.skipped.is_some() {
+            "skip"
+        } else if self.would_deny() {
+            "would-deny"
+        } else {
+            self.verdict().as_str()
+        }
+    }
+
     fn skipped(why: Skip) -> Self {
         Self {
             skipped: Some(why),

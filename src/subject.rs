@@ -56,6 +56,18 @@ pub enum Operation {
     Connect,
 }
 
+impl Operation {
+    /// As `admission.k8s.io/v1` spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
 /// One object under review.
 #[derive(Clone, Debug)]
 pub struct Subject {

@@ -20,11 +20,15 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use self::envelope::{Envelope, Refusal};
+use self::{
+    envelope::{Envelope, Refusal},
+    limits::Gate,
+};
 use crate::{
     cluster::access::Access,
     exempt::Rights,
     facts::Facts,
+    finding::{Finding, Verdict},
     metrics::{Metrics, Seen},
     policy::Policy,
     review::{Review, review},
@@ -33,6 +37,7 @@ use crate::{
 
 pub mod answer;
 pub mod envelope;
+pub mod limits;
 pub mod registration;
 
 /// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
@@ -58,6 +63,8 @@ pub struct Desk {
     pub facts: ArcSwap<Facts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Bounds the requests under way.
+    pub in_flight: Gate,
     /// The question that is asked.
     pub reviewer: Reviewer,
     /// Who tells whether a requester may exempt; without it nobody may.
@@ -74,6 +81,7 @@ impl Desk {
             policy: ArcSwap::from_pointee(policy),
             adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
+            in_flight: metrics.in_flight(limits::IN_FLIGHT),
             metrics,
             reviewer: review,
             access: None,
@@ -86,6 +94,13 @@ impl Desk {
     pub fn with_access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self.facts.rcu(|facts| facts.with_rights(Rights::askable()));
+        self
+    }
+
+    /// A desk that answers this many requests at a time and sheds what comes beyond.
+    #[must_use]
+    pub fn with_in_flight(mut self, limit: u32) -> Self {
+        self.in_flight = self.metrics.in_flight(limit);
         self
     }
 
@@ -119,30 +134,39 @@ async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 }
 
 async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+    let _pass = match desk.in_flight.enter() {
+        Ok(pass) => pass,
+        Err(nth) => return shed(desk, nth),
+    };
     let body = match read(request).await {
         Ok(body) => body,
-        Err(refusal) => return refused(desk, endpoint, &refusal),
+        Err(refusal) => return refused(desk, endpoint, &refusal, Duration::ZERO),
     };
     let started = Instant::now();
-    let answer = match envelope::open(&body, door) {
-        Ok(envelope) => ask(desk, endpoint, &envelope).await,
-        Err(refusal) => Err(refusal),
+    let opened = envelope::open(&body, door);
+    let answered = match &opened {
+        Ok(envelope) => ask(desk, endpoint, envelope).await,
+        Err(refusal) => Err(refusal.clone()),
     };
-    match answer {
-        Ok(answer) => {
-            desk.metrics.took(endpoint, started.elapsed());
+    let elapsed = started.elapsed();
+    match (opened, answered) {
+        (Ok(envelope), Ok((review, answer))) => {
+            desk.metrics.took(endpoint, elapsed);
+            tell(endpoint, &envelope, &review, elapsed);
             respond(StatusCode::OK, &answer)
         }
-        Err(refusal) => refused(desk, endpoint, &refusal),
+        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed),
     }
 }
 
 /// Answers an admission request.
-async fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result<Value, Refusal> {
+async fn ask(
+    desk: &Desk,
+    endpoint: &'static str,
+    envelope: &Envelope,
+) -> Result<(Review, Value), Refusal> {
     let Envelope {
-        uid,
-        subject,
-        requester,
+        subject, requester, ..
     } = envelope;
     // One policy and one time for both looks.
     let (policy, facts) = (desk.policy.load_full(), desk.facts.load_full());
@@ -162,26 +186,48 @@ async fn ask(desk: &Desk, endpoint: &'static str, envelope: &Envelope) -> Result
         subject,
         review: &review,
     });
-    if review.skipped.is_none() {
-        let rules: Vec<&str> = review.findings.iter().map(|finding| finding.rule).collect();
-        let exempted = review.findings.iter();
-        let exempted = exempted.filter(|finding| finding.exempted.is_some());
-        let mut exempted: Vec<&str> = exempted.map(|finding| finding.rule).collect();
-        exempted.dedup();
-        tracing::info!(
-            uid,
-            endpoint,
-            kind = subject.kind,
-            namespace = subject.namespace,
-            name = subject.name,
-            verdict = review.verdict().as_str(),
-            rules = rules.join(","),
-            exempted = exempted.join(","),
-            patched = review.patch.0.len(),
-            "reviewed"
-        );
+    Ok((review, answer))
+}
+
+/// One line for a review: at info where something was denied, at debug else. Of the object it holds the
+/// name and nothing that is in it, which may be a secret.
+fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: Duration) {
+    let Envelope { uid, subject, .. } = envelope;
+    let rules = |wanted: fn(&Finding) -> bool| {
+        let findings = review.findings.iter().filter(|finding| wanted(finding));
+        let mut rules: Vec<&str> = findings.map(|finding| finding.rule).collect();
+        rules.dedup();
+        rules.join(",")
+    };
+    // The level of a line has to be a constant.
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                uid,
+                endpoint,
+                operation = subject.operation.as_str(),
+                api_version = subject.api_version,
+                kind = subject.kind,
+                namespace = subject.namespace,
+                name = subject.name,
+                verdict = review.outcome(),
+                rules = rules(|_| true),
+                exempted = rules(|finding| finding.exempted.is_some()),
+                patched = review.patch.0.len(),
+                duration_us = microseconds(elapsed),
+                "reviewed"
+            )
+        };
     }
-    Ok(answer)
+    if review.skipped.is_none() && review.verdict() == Verdict::Deny {
+        line!(info);
+    } else {
+        line!(debug);
+    }
+}
+
+fn microseconds(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Reviews an object. A panic in a rule is an error of that request alone.
@@ -274,15 +320,37 @@ async fn read(request: Request) -> Result<Vec<u8>, Refusal> {
     Ok(body)
 }
 
-fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal) -> Response {
+fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal, elapsed: Duration) -> Response {
     desk.metrics.refused(endpoint, refusal.code.as_u16());
     tracing::warn!(
         endpoint,
         code = refusal.code.as_u16(),
         uid = refusal.uid,
+        duration_us = microseconds(elapsed),
         "{refusal}"
     );
     respond(refusal.code, &answer::refuse(refusal))
+}
+
+/// Turns a request away without reading it.
+///
+/// The API server's client takes a 503 with Retry-After for an invitation: it asks again after that
+/// many seconds, until the timeout of the webhook configuration is over (client-go,
+/// rest/with_retry.go, checkWait). Only then has the call failed and failurePolicy decides.
+fn shed(desk: &Desk, nth: u64) -> Response {
+    let limit = desk.in_flight.limit();
+    if limits::is_worth_a_line(nth) {
+        tracing::warn!(shed = nth, limit, "shed a request: too many are under way");
+    }
+    let refusal = Refusal {
+        code: StatusCode::SERVICE_UNAVAILABLE,
+        uid: String::new(),
+        message: format!("more than {limit} admission requests are under way; ask again"),
+    };
+    let mut response = respond(refusal.code, &answer::refuse(&refusal));
+    let seconds = HeaderValue::from_static("1");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    response
 }
 
 fn respond(code: StatusCode, answer: &Value) -> Response {

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use axum_server::{
     Handle,
-    accept::NoDelayAcceptor,
+    accept::{DefaultAcceptor, NoDelayAcceptor},
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use jiff::Timestamp;
@@ -29,16 +29,19 @@ use crate::{
     cluster::{self, ClusterArgs, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogFormat, LogLevel},
     tls::{self, Resolver, authority::Authority, files},
     webhook::{
         self, Desk,
+        limits::{self, Doorkeeper, Gate},
         registration::{DEFAULT_NAME, FailurePolicy, Reach, Registration},
     },
 };
 
+mod bounds;
 mod reload;
 
+use bounds::Limits;
 use reload::PolicyFile;
 
 /// The first pause after a failed registration; it doubles up to the period.
@@ -61,16 +64,13 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// unknown until they do.
 const CACHES_LIMIT: Duration = Duration::from_secs(30);
 
-/// A connection that has not said anything within this time is not from an API server.
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(10);
-
 /// The arguments of `gangplank serve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to serve admission (HTTPS); port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
-    /// Where to serve /livez, /readyz and /metrics (plain HTTP); port 0 takes a free one
+    /// Where to serve /livez, /readyz, /metrics and /loglevel (plain HTTP); port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_listen: SocketAddr,
     /// The policy file; the built-in default policy without it
@@ -176,6 +176,9 @@ pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
 
+    #[command(flatten)]
+    limits: Limits,
+
     /// How log lines look; without it text on a terminal, else json
     #[arg(long, value_enum, help_heading = "Logs")]
     log_format: Option<LogFormat>,
@@ -244,21 +247,32 @@ fn url(text: &str) -> Result<Url, String> {
 
 /// Runs the server until a signal ends it.
 pub fn run(args: &Args) -> u8 {
-    if let Err(error) = telemetry::init(&args.log_level, args.log_format) {
-        crate::report::complain(&error);
-        return FAILED;
-    }
+    let log_level = match telemetry::init(&args.log_level, args.log_format) {
+        Ok(log_level) => log_level,
+        Err(error) => {
+            crate::report::complain(&error);
+            return FAILED;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            if args.unregister {
-                unregister(args).await
-            } else {
-                serve(args).await
-            }
-        }),
+        Ok(runtime) => {
+            let done = runtime.block_on(async {
+                if args.unregister {
+                    return unregister(args).await;
+                }
+                tokio::select! {
+                    biased;
+                    aborted = second_signal() => aborted,
+                    done = serve(args, log_level) => done,
+                }
+            });
+            // What ended well has been waited for; nothing else is.
+            runtime.shutdown_background();
+            done
+        }
         Err(error) => Err(anyhow!(error).context("cannot start")),
     };
     match result {
@@ -284,7 +298,7 @@ async fn unregister(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(args: &Args) -> anyhow::Result<()> {
+async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
     let (policy, file) = policy(args.policy.as_deref())?;
@@ -328,7 +342,8 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         owner: None,
     };
 
-    let mut desk = Desk::new(policy, Arc::clone(&metrics));
+    let mut desk =
+        Desk::new(policy, Arc::clone(&metrics)).with_in_flight(args.limits.max_in_flight);
     if let Some(client) = &client {
         desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
     }
@@ -337,31 +352,25 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     let handle = Handle::new();
     let acceptor =
         RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(NoDelayAcceptor::new());
-    let mut server = axum_server::from_tcp(listener)?
-        .acceptor(acceptor)
-        .handle(handle.clone())
-        .first_request_timeout(FIRST_REQUEST_LIMIT);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(FIRST_REQUEST_LIMIT);
-    server
-        .http_builder()
-        .http2()
-        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let gate = metrics.connections(args.limits.max_connections);
+    let server = axum_server::from_tcp(listener)?
+        .acceptor(Doorkeeper::new(gate, acceptor))
+        .handle(handle.clone());
+    let server = limits::bound(server);
     let router = webhook::router(Arc::clone(&desk));
     let mut admission = tokio::spawn(server.serve(router.into_make_service()));
     let admin_handle = Handle::new();
     let admin_router = admin::router(Admin {
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        log_level,
     });
-    let mut admin_task = tokio::spawn(
-        axum_server::from_tcp(admin_listener)?
-            .handle(admin_handle.clone())
-            .first_request_timeout(FIRST_REQUEST_LIMIT)
-            .serve(admin_router.into_make_service()),
-    );
+    let gate = Gate::uncounted(limits::ADMIN_CONNECTIONS);
+    let admin_server = axum_server::from_tcp(admin_listener)?
+        .acceptor(Doorkeeper::new(gate, DefaultAcceptor::new()))
+        .handle(admin_handle.clone());
+    let admin_service = admin_router.into_make_service_with_connect_info::<SocketAddr>();
+    let mut admin_task = tokio::spawn(limits::bound(admin_server).serve(admin_service));
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
     let mut renewal =
         tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));
@@ -436,12 +445,9 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     };
     let delay = args.shutdown_delay.map_or(default, Into::into);
     tracing::info!(signal, "stopping");
-    // Nothing is left to drain for whoever presses Ctrl-C; a second signal ends the wait.
+    // No endpoints are left to drain for whoever presses Ctrl-C.
     if signal == "SIGTERM" {
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = signals.next() => {}
-        }
+        tokio::time::sleep(delay).await;
     }
     let _ = stop.send(true);
     handle.graceful_shutdown(Some(DRAIN_LIMIT));
@@ -479,6 +485,14 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// Whoever signals twice does not want to wait for what is in flight.
+async fn second_signal() -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    signals.next().await;
+    let signal = signals.next().await;
+    bail!("{signal}, the second signal: ended without finishing what was in flight")
 }
 
 /// The policy to begin with, and its file where there is one.

@@ -28,6 +28,7 @@ mod formats;
 mod helm;
 mod html;
 mod kinds;
+mod limits;
 mod node_pools;
 mod patrol;
 mod policy;

@@ -17,7 +17,7 @@ use crate::harness::{Gangplank, SOON, eventually, leash::Signal};
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// A certificate for localhost, its key, and the folder that holds both as files.
-fn certificate() -> tempfile::TempDir {
+pub(crate) fn certificate() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_certificate(folder.path());
     folder
@@ -34,16 +34,16 @@ fn write_certificate(folder: &Path) {
     fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
 }
 
-fn serve_with(folder: &Path) -> Result<Gangplank> {
+pub(crate) fn serve_with(folder: &Path) -> Result<Gangplank> {
     let cert = format!("--tls-cert={}", folder.join("tls.crt").display());
     let key = format!("--tls-key={}", folder.join("tls.key").display());
     Gangplank::start(Path::new(BINARY), &[cert, key])
 }
 
-type Https =
+pub(crate) type Https =
     Client<hyper_rustls::HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>, Body>;
 
-fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) -> Https {
+pub(crate) fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) -> Https {
     let mut roots = RootCertStore::empty();
     for certificate in gangplank::tls::files::certificates(&folder.join("tls.crt")).unwrap() {
         roots.add(certificate).unwrap();
@@ -67,7 +67,7 @@ fn client(folder: &Path, tls: &'static SupportedProtocolVersion, http2: bool) ->
         .build(connector)
 }
 
-async fn post(
+pub(crate) async fn post(
     client: &Https,
     gangplank: &Gangplank,
     body: impl Into<Body>,
@@ -81,7 +81,7 @@ async fn post(
     Ok((code, serde_json::from_slice(&body)?))
 }
 
-fn review(uid: &str) -> String {
+pub(crate) fn review(uid: &str) -> String {
     json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
@@ -237,11 +237,16 @@ fn an_api_server_that_never_answers_does_not_keep_it_from_stopping() -> Result<(
 }
 
 pub(crate) fn get(gangplank: &Gangplank, path: &str) -> Result<(u16, String)> {
+    ask(gangplank, &format!("GET {path} HTTP/1.1"), "")
+}
+
+/// Asks the admin port.
+fn ask(gangplank: &Gangplank, head: &str, body: &str) -> Result<(u16, String)> {
     use std::io::Read as _;
     let mut stream = TcpStream::connect(gangplank.admin())?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        "{head}\r\nhost: localhost\r\nconnection: close\r\n\r\n{body}"
     )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -269,6 +274,118 @@ fn the_admin_port_tells_health_and_counts() -> Result<()> {
     );
     assert!(metrics.contains("gangplank_policy_info{hash="), "{metrics}");
     assert_eq!(get(&gangplank, "/nothing")?.0, 404);
+    Ok(())
+}
+
+fn put(gangplank: &Gangplank, path: &str, body: &str) -> Result<(u16, String)> {
+    ask(
+        gangplank,
+        &format!("PUT {path} HTTP/1.1\r\ncontent-length: {}", body.len()),
+        body,
+    )
+}
+
+/// The lines about reviews, by uid.
+fn reviews(gangplank: &Gangplank) -> Vec<(String, Value)> {
+    let lines = gangplank.log();
+    let lines = lines.lines().filter_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let uid = line["fields"]["uid"].as_str()?.to_owned();
+        Some((uid, line))
+    });
+    lines.collect()
+}
+
+#[tokio::test]
+async fn the_log_level_changes_at_run_time() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path())?;
+    let client = client(folder.path(), &version::TLS13, true);
+    assert_eq!(get(&gangplank, "/loglevel")?, (200, "info\n".to_owned()));
+    post(&client, &gangplank, review("unseen")).await?;
+    assert_eq!(
+        put(&gangplank, "/loglevel", "info,gangplank::webhook=debug\n")?.0,
+        200
+    );
+    let level = get(&gangplank, "/loglevel")?.1;
+    assert!(level.contains("gangplank::webhook=debug"), "{level}");
+    post(&client, &gangplank, review("seen")).await?;
+    for bad in ["", "inof", "gangplank=loud"] {
+        let (code, why) = put(&gangplank, "/loglevel", bad)?;
+        assert_eq!(code, 400, "{bad}: {why}");
+        assert!(why.contains("is not a log level"), "{bad}: {why}");
+        assert_eq!(get(&gangplank, "/loglevel")?.1, level);
+    }
+    let long = "a=info,".repeat(160);
+    assert_eq!(put(&gangplank, "/loglevel", &long)?.0, 413);
+    assert_eq!(
+        put(&gangplank, "/loglevel", "info")?,
+        (200, "info\n".to_owned())
+    );
+    post(&client, &gangplank, review("unseen again")).await?;
+    post(&client, &gangplank, "{\"request\": {\"uid\": \"last\"}}").await?;
+    let uids = eventually("the last line comes", SOON, || {
+        let uids: Vec<String> = reviews(&gangplank).into_iter().map(|line| line.0).collect();
+        uids.contains(&"last".to_owned()).then_some(uids)
+    })?;
+    assert_eq!(uids, ["seen", "last"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_denial_is_one_line_that_tells_nothing_of_what_is_in_the_object() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path())?;
+    let client = client(folder.path(), &version::TLS13, true);
+    let denied = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "denied", "operation": "CREATE", "namespace": "inference",
+            "kind": {"group": "autoscaling", "version": "v2", "kind": "HorizontalPodAutoscaler"},
+            "userInfo": {"username": "ann", "extra": {"token": ["s3cret"]}},
+            "object": {
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": "chat", "annotations": {"note": "s3cret"}},
+                "spec": {
+                    "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+                    "minReplicas": 1, "maxReplicas": 4,
+                    "metrics": [{"type": "Pods", "pods": {"metric": {"name": "DCGM_FI_DEV_GPU_UTIL"},
+                        "target": {"type": "AverageValue", "averageValue": "70"}}}],
+                },
+            },
+        },
+    });
+    let (code, answer) = post(&client, &gangplank, denied.to_string()).await?;
+    assert_eq!((code, &answer["response"]["allowed"]), (200, &json!(false)));
+    post(&client, &gangplank, review("allowed")).await?;
+    let errored = r#"{"request": {"uid": "errored", "object": {"data": "s3cret"}}}"#;
+    post(&client, &gangplank, errored).await?;
+    let lines = eventually("both lines come", SOON, || {
+        let lines = reviews(&gangplank);
+        (lines.last()?.0 == "errored").then_some(lines)
+    })?;
+    let uids: Vec<&str> = lines.iter().map(|line| &*line.0).collect();
+    assert_eq!(uids, ["denied", "errored"]);
+    let (mut denied, errored) = (lines[0].1.clone(), &lines[1].1);
+    assert_eq!(
+        (&denied["level"], &errored["level"]),
+        (&json!("INFO"), &json!("WARN"))
+    );
+    let fields = denied["fields"].as_object_mut().context("fields")?;
+    let duration = fields.remove("duration_us").context("a duration")?;
+    assert!(duration.as_u64().context("a number")? > 0);
+    assert_eq!(
+        denied["fields"],
+        json!({
+            "message": "reviewed", "uid": "denied", "endpoint": "validate", "operation": "CREATE",
+            "api_version": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "namespace": "inference", "name": "chat", "verdict": "deny",
+            "rules": "gpu-utilization-signal", "exempted": "", "patched": 0,
+        })
+    );
+    assert_eq!(errored["fields"]["code"], 400);
+    assert!(errored["fields"]["duration_us"].is_u64(), "{errored}");
+    assert!(!gangplank.log().contains("s3cret"), "{}", gangplank.log());
     Ok(())
 }
 

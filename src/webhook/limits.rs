@@ -1,0 +1,238 @@
+//! What clients may take of the server: connections, reviews at a time, and time itself.
+//!
+//! An API server keeps a few HTTP/2 connections open and sends whole requests at once. Whoever does
+//! otherwise must not keep it from being answered, so everything here has a bound, and what is beyond
+//! it is turned away at once rather than made to wait.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::http::Request;
+use axum_server::{Address, Server, accept::Accept};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+/// Connections at a time. An API server opens one for each of the three entries, and one more for
+/// every [`STREAMS`] requests under way. Half of the 1024 descriptors that a process may have where
+/// nobody gave it more, so that watches and the admin port always get theirs.
+pub const CONNECTIONS: u32 = 512;
+
+/// Reviews at a time, from the first byte of the body to the answer. Above what an API server has
+/// under way by default (`--max-requests-inflight` 400 and `--max-mutating-requests-inflight` 200
+/// are one budget of 600 for reads and writes), of which most are reads.
+pub const IN_FLIGHT: u32 = 512;
+
+/// Connections at a time to the admin port: the kubelet, a few Prometheus, somebody who looks.
+pub const ADMIN_CONNECTIONS: u32 = 64;
+
+/// A connection that has not said anything within this time is not from an API server, and neither
+/// are headers that take longer.
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection over which nothing comes is asked this often whether somebody is still there.
+const PING_PERIOD: Duration = Duration::from_secs(30);
+
+/// And closed when nobody says so within this time.
+const PING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Requests at a time on one connection; Go's client opens another connection for more.
+const STREAMS: u32 = 250;
+
+/// The headers of one request, in bytes. The API server sends a dozen short ones.
+const HEADERS: u32 = 16 * 1024;
+
+/// What HTTP/1 buffers of one connection, in bytes: no header is longer.
+const BUFFER: usize = 64 * 1024;
+
+/// Requests that were reset before they were looked at: more of them on one connection is an attack
+/// ("rapid reset", CVE-2023-44487) and ends it. What h2 0.4 takes by default, said here so that it
+/// stays.
+const PENDING_RESETS: usize = 20;
+
+/// Requests that were reset because they break the protocol (RUSTSEC-2024-0003): more of them on one
+/// connection ends it. hyper's own default is 1024.
+const ERROR_RESETS: usize = 128;
+
+/// Bounds how many may be inside. One atomic counts them and is the metric as well.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    inside: Gauge,
+    turned_away: Counter,
+    limit: i64,
+}
+
+impl Gate {
+    /// A gate for `limit` at a time, counted in `inside`; whoever it turns away is counted in
+    /// `turned_away`.
+    pub fn new(limit: u32, inside: Gauge, turned_away: Counter) -> Self {
+        Self {
+            inside,
+            turned_away,
+            limit: limit.into(),
+        }
+    }
+
+    /// A gate that counts for itself alone.
+    pub fn uncounted(limit: u32) -> Self {
+        Self::new(limit, Gauge::default(), Counter::default())
+    }
+
+    /// Lets one in, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// How many were turned away by now, where it is full.
+    pub fn enter(&self) -> Result<Pass, u64> {
+        let one_more = |inside| (inside < self.limit).then_some(inside + 1);
+        // Nothing else is ordered by the count.
+        let entered =
+            self.inside
+                .inner()
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        match entered {
+            Ok(_) => Ok(Pass(self.inside.clone())),
+            Err(_) => Err(self.turned_away.inc() + 1),
+        }
+    }
+
+    /// How many may be inside.
+    pub fn limit(&self) -> i64 {
+        self.limit
+    }
+}
+
+/// Somebody whom a [`Gate`] let in.
+#[derive(Debug)]
+pub struct Pass(Gauge);
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Whether the n-th of many like it is worth a line in the log: the 1st, 2nd, 4th, 8th. A flood must
+/// not become one of the log.
+pub fn is_worth_a_line(nth: u64) -> bool {
+    nth.is_power_of_two()
+}
+
+/// Closes connections beyond those that a [`Gate`] lets in, before anything is read from them.
+#[derive(Clone, Debug)]
+pub struct Doorkeeper<A> {
+    inner: A,
+    gate: Gate,
+}
+
+impl<A> Doorkeeper<A> {
+    /// Stands before `inner`.
+    pub fn new(gate: Gate, inner: A) -> Self {
+        Self { inner, gate }
+    }
+}
+
+impl<A, I, S> Accept<I, S> for Doorkeeper<A>
+where
+    A: Accept<I, Admitted<S>>,
+    A::Future: Send + 'static,
+{
+    type Stream = A::Stream;
+    type Service = A::Service;
+    type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, Self::Service)>> + Send>>;
+
+    fn accept(&self, stream: I, service: S) -> Self::Future {
+        match self.gate.enter() {
+            Ok(pass) => Box::pin(self.inner.accept(
+                stream,
+                Admitted {
+                    service,
+                    _pass: Arc::new(pass),
+                },
+            )),
+            Err(nth) => {
+                if is_worth_a_line(nth) {
+                    let limit = self.gate.limit();
+                    tracing::warn!(
+                        refused = nth,
+                        limit,
+                        "closed a connection: there are too many"
+                    );
+                }
+                drop(stream);
+                Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+            }
+        }
+    }
+}
+
+/// The service of a connection that was let in. It lives as long as the connection, from before the
+/// TLS handshake.
+#[derive(Clone, Debug)]
+pub struct Admitted<S> {
+    service: S,
+    _pass: Arc<Pass>,
+}
+
+impl<S: tower_service::Service<Request<B>>, B> tower_service::Service<Request<B>> for Admitted<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.service.call(request)
+    }
+}
+
+/// Sets what a connection may cost in time and memory.
+pub fn bound<A: Address, Acceptor>(server: Server<A, Acceptor>) -> Server<A, Acceptor> {
+    let mut server = server.first_request_timeout(HEADER_DEADLINE);
+    let builder = server.http_builder();
+    builder
+        .http1()
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(BUFFER);
+    builder
+        .http2()
+        .keep_alive_interval(Some(PING_PERIOD))
+        .keep_alive_timeout(PING_DEADLINE)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADERS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(ERROR_RESETS);
+    server
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_lets_in_as_many_as_it_says_and_again_when_they_leave() {
+        let (inside, turned_away) = (Gauge::default(), Counter::default());
+        let gate = Gate::new(2, inside.clone(), turned_away.clone());
+        let first = gate.enter().unwrap();
+        let _second = gate.enter().unwrap();
+        assert_eq!(gate.enter().unwrap_err(), 1);
+        assert_eq!(gate.enter().unwrap_err(), 2);
+        assert_eq!((inside.get(), turned_away.get()), (2, 2));
+        drop(first);
+        assert_eq!(inside.get(), 1);
+        let _third = gate.enter().unwrap();
+        assert_eq!((inside.get(), turned_away.get()), (2, 2));
+    }
+
+    #[test]
+    fn a_flood_is_told_in_a_few_lines() {
+        let lines = (1..=1_000_000).filter(|nth| is_worth_a_line(*nth)).count();
+        assert_eq!(lines, 20);
+        assert!(is_worth_a_line(1));
+    }
+}
