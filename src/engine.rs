@@ -137,6 +137,17 @@ impl Parallelism {
         }
     }
 
+    /// Whether it is known to start more than one rank.
+    pub fn has_several_ranks(&self) -> bool {
+        self.world.known().is_some_and(|ranks| ranks > 1)
+    }
+
+    /// Whether one instance is meant to span several pods.
+    pub fn is_multi_node(&self) -> bool {
+        let nodes = self.nodes.as_ref().map(|nodes| nodes.count);
+        self.multi_node.is_some() || nodes.is_some_and(|nodes| nodes != Count::Known(1))
+    }
+
     /// Where the greatest degree is said.
     pub fn path(&self) -> Option<&FieldPath> {
         [&self.tensor, &self.pipeline, &self.context, &self.data]
@@ -173,6 +184,15 @@ impl Server<'_> {
         self.engine
             .map_or("the model server", |engine| engine.title.as_str())
     }
+
+    /// Whether it may be another node of the same instance.
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        let engine = |server: &Self| server.engine.map(|engine| engine.name.clone());
+        self.parallelism.is_multi_node()
+            && other.parallelism.is_multi_node()
+            && self.parallelism.world == other.parallelism.world
+            && engine(self) == engine(other)
+    }
 }
 
 /// What surrounds a pod and decides what its command line means.
@@ -188,29 +208,22 @@ pub struct Surroundings<'a> {
     pub declared: bool,
 }
 
-/// The container of a pod that serves a model on an accelerator, and what it says of its ranks.
-/// `None` where no container does.
-pub fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
-    template.accelerators(around.engines)?;
-    let mut best: Option<Server<'a>> = None;
-    for container in template.containers() {
-        if !template.container_has_accelerator(around.engines, &container) {
-            continue;
-        }
-        let gpus = template
-            .accelerators_of(around.engines, &container)
-            .map_or(Count::Unknown, |own| own.units);
-        let found = read(template, container, gpus, around);
-        // The command line is better proof than an image.
-        if let Some(found) = found
-            && best
-                .as_ref()
-                .is_none_or(|best| found.confidence > best.confidence)
-        {
-            best = Some(found);
-        }
+/// The containers of a pod that serve a model on accelerators, in their order, and what each says of
+/// its ranks. Each has the accelerators that it asks for itself.
+pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec<Server<'a>> {
+    if template.accelerators(around.engines).is_none() {
+        return Vec::new();
     }
-    best
+    template
+        .long_running()
+        .filter(|container| template.container_has_accelerator(around.engines, container))
+        .filter_map(|container| {
+            let gpus = template
+                .accelerators_of(around.engines, &container)
+                .map_or(Count::Unknown, |own| own.units);
+            read(template, container, gpus, around)
+        })
+        .collect()
 }
 
 /// Takes the ranks of a Ray Serve application from its configuration (`spec.serveConfigV2`, YAML in

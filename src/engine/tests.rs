@@ -22,6 +22,13 @@ fn around<'a>() -> Surroundings<'a> {
     }
 }
 
+/// The only server of a pod.
+fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
+    let mut all = servers(template, around);
+    assert!(all.len() < 2);
+    all.pop()
+}
+
 fn with_gpus(mut container: Value, gpus: u64) -> Value {
     container["resources"] = json!({"limits": {"nvidia.com/gpu": gpus}});
     json!({"spec": {"containers": [container]}})
