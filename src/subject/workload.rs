@@ -886,10 +886,10 @@ mod tests {
             parts(json!({"initContainers": [side], "containers": [main]}))
         };
         assert_eq!(beside(json!(null)).len(), 1);
-        assert!(
-            beside(json!("Always"))
-                .contains(&at("initContainers[0]", Spread::Misfit { ranks: 2, gpus: 1 }))
-        );
+        assert!(beside(json!("Always")).contains(&at(
+            "initContainers[0]",
+            Spread::Misfit { ranks: 2, gpus: 1 }
+        )));
         // What a claim gives cannot be told, and is not what another container asks for.
         assert_eq!(
             parts(json!({
@@ -926,9 +926,7 @@ mod tests {
     #[test]
     fn a_group_has_the_gpus_of_the_containers_that_take_part() {
         let lws = |args: &[&str], beside: Value| {
-            let pod = |name: &str, args: &[&str]| {
-                json!({"spec": {"containers": [part(name, VLLM, args, whole(7)), beside]}})
-            };
+            let pod = |name: &str, args: &[&str]| json!({"spec": {"containers": [part(name, VLLM, args, whole(7)), beside]}});
             let subject = Subject::from_manifest(Arc::new(json!({
                 "apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet",
                 "spec": {"leaderWorkerTemplate": {
@@ -965,9 +963,7 @@ mod tests {
             [Spread::Group(2), misfit(2, 1), misfit(2, 1)]
         );
         let ray = |gpus: u64| {
-            let pod = |args: &[&str], gpus| {
-                json!({"spec": {"containers": [part("ray", VLLM, args, whole(gpus)), probe()]}})
-            };
+            let pod = |args: &[&str], gpus| json!({"spec": {"containers": [part("ray", VLLM, args, whole(gpus)), probe()]}});
             spread_of(json!({
                 "apiVersion": "ray.io/v1", "kind": "RayCluster",
                 "spec": {

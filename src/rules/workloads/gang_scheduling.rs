@@ -23,6 +23,7 @@ mod groups;
 mod judge;
 mod remedy;
 mod skeleton;
+mod task_groups;
 mod unknown;
 
 declare_rule! {
@@ -344,6 +345,7 @@ impl<'c, 'a> Case<'c, 'a> {
                         .is_some_and(|name| !name.is_empty())
             }
             Mechanism::Reference(named) => self.reference_named(&named).1.is_some(),
+            Mechanism::TaskGroups => self.has_task_groups_of_others(),
             _ => false,
         }
     }
@@ -440,9 +442,13 @@ impl<'c, 'a> Case<'c, 'a> {
             return Mechanism::External(external);
         }
         if !self.kind().is_flat() {
-            let grouped = self.serving.workload.grouped;
+            let workload = &self.serving.workload;
+            let grouped = workload.grouped;
             return if grouped && matches!(scheduler.name.as_str(), "kai" | "volcano" | "runai") {
                 Mechanism::Native
+            } else if grouped && workload.groups <= 1 && self.names_task_groups() {
+                // Several groups of one template would be one application, and one gang.
+                Mechanism::TaskGroups
             } else {
                 Mechanism::None
             };

@@ -458,7 +458,7 @@ fn v21_yunikorns_soft_gangs_are_none() {
         let annotations = &mut object["spec"]["template"]["metadata"]["annotations"];
         annotations["yunikorn.apache.org/task-group-name"] = json!("ranks");
         annotations["yunikorn.apache.org/task-groups"] =
-            json!(r#"[{"name": "ranks", "minMember": 2}]"#);
+            json!(r#"[{"name": "ranks", "minMember": 2, "minResource": {}}]"#);
         if let Some(parameters) = parameters {
             annotations["yunikorn.apache.org/schedulingPolicyParameters"] = json!(parameters);
         }
