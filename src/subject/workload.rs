@@ -809,7 +809,9 @@ mod tests {
 
     /// A container of a pod with several.
     fn part(name: &str, image: &str, args: &[&str], resources: Value) -> Value {
-        json!({"name": name, "image": image, "args": args, "resources": resources})
+        let mut part = json!({"name": name, "image": image, "args": args});
+        part["resources"] = resources;
+        part
     }
 
     fn whole(gpus: u64) -> Value {
@@ -818,10 +820,11 @@ mod tests {
 
     /// Where each server of a Deployment's pod stands, and how its instance lies.
     fn parts(spec: Value) -> Vec<(String, Spread)> {
-        let object = json!({
+        let mut object = json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
-            "spec": {"replicas": 2, "template": {"spec": spec}}
+            "spec": {"replicas": 2, "template": {}}
         });
+        object["spec"]["template"]["spec"] = spec;
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
         let servings = Serving::all(&subject, &facts, Engines::builtin());
