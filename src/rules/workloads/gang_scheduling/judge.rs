@@ -402,8 +402,10 @@ impl Case<'_, '_> {
                              falls below its minimum, {}.",
                             if self.scheduler.surge {
                                 "and the new one never reaches it"
-                            } else {
+                            } else if self.scheduler.name == "kai" {
                                 "and the scheduler evicts the rest of it"
+                            } else {
+                                "and the rest of it holds its GPUs and serves nothing"
                             }
                         ),
                     )

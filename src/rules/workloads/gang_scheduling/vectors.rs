@@ -547,3 +547,78 @@ fn a_gang_of_eight_recreates_or_is_denied() {
     assert_eq!(outcome.level(), Some(Level::Deny));
     judged(&with_minimum(eight(), "7")).denial();
 }
+
+/// What a rollout does to a gang, by scheduler: where each revision is a gang of its own, a small surge
+/// hangs; where old and new pods share one, the new ones are none. Only KAI evicts what falls short.
+#[test]
+fn a_rollout_hangs_where_revisions_are_gangs_and_dissolves_where_they_share_one() {
+    let kubernetes = json!({"schedulingGroup": {"podGroupName": "ranks"}});
+    let group = |api: &str, spec: Value| {
+        json!({
+            "apiVersion": api, "kind": "PodGroup",
+            "metadata": {"name": "ranks", "namespace": "inference"}, "spec": spec,
+        })
+    };
+    let two = json!({"schedulingPolicy": {"gang": {"minCount": 2}}});
+    let native = group("scheduling.k8s.io/v1beta1", two);
+    let plugin = group("scheduling.x-k8s.io/v1alpha1", json!({"minMember": 2}));
+    for (name, unavailable, surge, level, says) in [
+        ("kai", 0, 1, Some(Level::Warn), "not as a gang"),
+        ("kai", 1, 1, Some(Level::Deny), "evicts the rest"),
+        ("volcano", 0, 1, Some(Level::Deny), "it never starts"),
+        ("volcano", 0, 2, None, ""),
+        (
+            "volcano",
+            1,
+            1,
+            Some(Level::Deny),
+            "the new one never reaches it",
+        ),
+        ("kubernetes", 0, 1, Some(Level::Warn), "not as a gang"),
+        ("kubernetes", 0, 2, Some(Level::Warn), "not as a gang"),
+        (
+            "kubernetes",
+            1,
+            1,
+            Some(Level::Deny),
+            "holds its GPUs and serves nothing",
+        ),
+        ("coscheduling", 0, 2, Some(Level::Warn), "not as a gang"),
+        (
+            "coscheduling",
+            1,
+            1,
+            Some(Level::Deny),
+            "holds its GPUs and serves nothing",
+        ),
+    ] {
+        let mut object = gang(2);
+        object["spec"]["strategy"] = json!({
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": unavailable, "maxSurge": surge},
+        });
+        let pod = &mut object["spec"]["template"];
+        pod["spec"]["schedulerName"] = json!(match name {
+            "kai" => "kai-scheduler",
+            "volcano" => "volcano",
+            "coscheduling" => "scheduler-plugins-scheduler",
+            _ => "default-scheduler",
+        });
+        pod["spec"]["schedulingGroup"] = kubernetes["schedulingGroup"].clone();
+        pod["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = json!("ranks");
+        for key in [MINIMUM, "scheduling.volcano.sh/group-min-member"] {
+            object["metadata"]["annotations"][key] = json!("2");
+        }
+        let outcome = Outcome::of(&policy(name, None), &[&object, &native, &plugin]);
+        let outcome = match name {
+            "kai" => Outcome::of(&policy(name, Some("0.18")), &[&object]),
+            _ => outcome,
+        };
+        assert_eq!(outcome.level(), level, "{name} {unavailable} {surge}");
+        let found = outcome.found(GANG_SCHEDULING.id);
+        assert!(
+            found.iter().all(|one| one.message.contains(says)),
+            "{name}: {found:?}"
+        );
+    }
+}
