@@ -10,10 +10,12 @@ use crate::{
     facts::{Known, Watched},
     finding::FieldPath,
     policy::{SchedulerName, SchedulerVersion},
+    provenance::{Provenance, of_field},
     rules::{Context, Edits, Findings, NoParams, kinds},
     subject::{
         Operation, at,
         rollout::Rolling,
+        scale_target::ScaleTarget,
         workload::{Kind, PodSet, Serving, Spread},
     },
 };
@@ -326,9 +328,35 @@ impl<'c, 'a> Case<'c, 'a> {
         self.elsewhere().next().is_none()
     }
 
+    /// The pods that are asked for. Where the object is silent about replicas an autoscaler of the
+    /// same world tells, and where none is seen nobody does: `None`.
+    fn pods(&self) -> Option<u64> {
+        let workload = &self.serving.workload;
+        let have = workload.size();
+        let scaled = self.kind().is_flat() && self.kind() != Kind::Job;
+        // Silence means one.
+        if !scaled || have != 1 {
+            return Some(have);
+        }
+        let subject = self.cx.subject;
+        let written = of_field(subject, &["spec", "replicas"], &json!(1), None);
+        if written == Provenance::Explicit {
+            return Some(have);
+        }
+        let target = ScaleTarget {
+            group: subject.group(),
+            kind: &subject.kind,
+            name: &subject.name,
+        };
+        let facts = self.cx.facts;
+        facts.least_replicas(&target, subject.namespace.as_deref())
+    }
+
     /// Whether the pods that are asked for cannot be one group, or none.
     fn is_misshapen(&self, members: u64) -> bool {
-        let have = self.serving.workload.size();
+        let Some(have) = self.pods() else {
+            return false;
+        };
         let partly = have < members && self.joins_a_group();
         self.kind().is_flat() && have != members && have != 0 && !partly
     }

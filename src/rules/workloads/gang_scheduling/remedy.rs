@@ -22,7 +22,7 @@ impl Case<'_, '_> {
         let misshapen = self.is_misshapen(members);
         if self.grouped && (misshapen || matches!(mechanism, Mechanism::None)) {
             let have = if misshapen {
-                self.serving.workload.size()
+                self.pods().unwrap_or(members)
             } else {
                 members
             };

@@ -348,9 +348,9 @@ pub(super) fn own_ranks(spec: Option<&Value>) -> String {
     for container in containers.filter(|container| keeps_its_own(container)) {
         let name = container.get("name").and_then(Value::as_str);
         note.push_str(&format!(
-            "# {} finds its rank, its leader or the number of nodes by itself: take them from\n\
-             # LWS_WORKER_INDEX, LWS_LEADER_ADDRESS and LWS_GROUP_SIZE, which each of these pods has.\n",
-            name.unwrap_or("The container"),
+            "# container {} finds its rank, its leader or the number of nodes by itself: take them from\n\
+             # LWS_WORKER_INDEX, LWS_LEADER_ADDRESS and LWS_GROUP_SIZE, which each of these pods has\n",
+            name.unwrap_or_default(),
         ));
     }
     note
@@ -451,7 +451,10 @@ mod tests {
             &["bash", "-c", "vllm serve m --nnodes $N"],
         ] {
             let said = note(words, none());
-            assert!(said.contains("# llm finds its rank"), "{words:?}: {said}");
+            assert!(
+                said.contains("# container llm finds its rank"),
+                "{words:?}: {said}"
+            );
             assert!(said.contains("LWS_LEADER_ADDRESS"), "{said}");
         }
         for words in [

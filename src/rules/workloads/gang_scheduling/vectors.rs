@@ -622,3 +622,31 @@ fn a_rollout_hangs_where_revisions_are_gangs_and_dissolves_where_they_share_one(
         );
     }
 }
+
+/// Where replicas are silent an autoscaler of the same world says how many pods there are; where none
+/// is seen nobody does, and nothing is denied for their number.
+#[test]
+fn an_autoscaler_tells_the_replicas_that_nobody_wrote() {
+    let mut silent = gang(2);
+    silent["spec"].as_object_mut().unwrap().remove("replicas");
+    let hpa = |least: u64| {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"});
+        json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "llm", "namespace": "inference"},
+            "spec": {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": 8},
+        })
+    };
+    let world =
+        |object: &Value, least: u64| Outcome::of(&Policy::default(), &[object, &hpa(least)]);
+    world(&silent, 2).assert_filled("2");
+    let several = world(&silent, 4);
+    let set: Value = serde_saphyr::from_str(&several.denial().instead).unwrap();
+    assert_eq!(set["spec"]["replicas"], 2);
+    assert!(world(&silent, 1).denial().message.contains("has 1"));
+    let unseen = judged(&silent);
+    assert_eq!(unseen.level(), Some(Level::Warn));
+    assert_eq!(unseen.after["metadata"]["annotations"][MINIMUM], "2");
+    // What somebody wrote counts, whatever scales it.
+    assert!(world(&gang(1), 2).denial().message.contains("has 1"));
+}
