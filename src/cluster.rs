@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+        rbac::v1::ClusterRole,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, Resource,
     api::{DeleteParams, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -26,6 +30,12 @@ pub enum ClusterError {
     /// No usable configuration.
     #[error("no access to a cluster: {0}")]
     Config(String),
+    /// What the configurations are to belong to is not there.
+    #[error(
+        "there is no ClusterRole {0:?} for the webhook configurations to belong to, or it is being \
+         deleted; without it nothing would remove them when Gangplank is uninstalled"
+    )]
+    Owner(String),
     /// The cluster has no such API.
     #[error("the cluster serves no {0}")]
     Unserved(String),
@@ -99,6 +109,34 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The ClusterRole of that name as the owner of what is written: the garbage collector removes it when
+/// the ClusterRole goes, though no pod of ours may be left to do it.
+///
+/// # Errors
+/// Where it is not there any more, or the API server is not reached or refuses.
+pub async fn owner(client: &Client, name: &str) -> Result<OwnerReference, ClusterError> {
+    let found = Api::<ClusterRole>::all(client.clone())
+        .get_metadata_opt(name)
+        .await
+        .map_err(|error| ClusterError::Request {
+            what: format!("get the ClusterRole {name:?}"),
+            error: Box::new(error),
+        })?;
+    let meta = found
+        .map(|role| role.metadata)
+        .filter(|meta| meta.deletion_timestamp.is_none());
+    let Some(uid) = meta.and_then(|meta| meta.uid) else {
+        return Err(ClusterError::Owner(name.to_owned()));
+    };
+    Ok(OwnerReference {
+        api_version: ClusterRole::api_version(&()).into_owned(),
+        kind: ClusterRole::kind(&()).into_owned(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    })
 }
 
 /// Writes the webhook configurations by server-side apply, so that a second replica, or the same one

@@ -125,6 +125,16 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
 
+    /// The ClusterRole that the webhook configurations belong to: Kubernetes removes them with it, even
+    /// when nothing of Gangplank is left to do so
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "register",
+        help_heading = "Registration"
+    )]
+    registration_owner: Option<String>,
+
     /// How often the webhook configurations are written again, in case somebody changed them
     #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
     registration_period: GoDuration,
@@ -315,6 +325,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         reach: reach(args, webhook),
         ca_bundle: Vec::new(),
         failure_policy: args.failure_policy,
+        owner: None,
     };
 
     let mut desk = Desk::new(policy, Arc::clone(&metrics));
@@ -386,8 +397,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         let period = Duration::from(args.registration_period);
         tokio::spawn(register(
             client,
-            registration,
-            bundle,
+            Standing {
+                registration,
+                owner: args.registration_owner.clone(),
+                bundle,
+            },
             desk,
             health,
             period,
@@ -660,12 +674,20 @@ fn names(args: &Args, listening: SocketAddr) -> Vec<String> {
     names.into_iter().collect()
 }
 
+/// What the webhook configurations are made of, besides the policy.
+struct Standing {
+    registration: Registration,
+    /// The ClusterRole that they belong to.
+    owner: Option<String>,
+    /// What the API server has to trust, PEM.
+    bundle: Arc<ArcSwap<Vec<u8>>>,
+}
+
 /// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
 /// or removed, comes back. Failing does not make us less ready.
 async fn register(
     client: kube::Client,
-    registration: Registration,
-    bundle: Arc<ArcSwap<Vec<u8>>>,
+    standing: Standing,
     desk: Arc<Desk>,
     health: Arc<Health>,
     period: Duration,
@@ -676,12 +698,20 @@ async fn register(
     let mut adopted = desk.adopted.subscribe();
     loop {
         adopted.mark_unchanged();
-        let registration = Registration {
-            ca_bundle: bundle.load().to_vec(),
-            ..registration.clone()
+        let write = async {
+            let owner = match &standing.owner {
+                Some(name) => Some(cluster::owner(&client, name).await?),
+                None => None,
+            };
+            let registration = Registration {
+                ca_bundle: standing.bundle.load().to_vec(),
+                owner,
+                ..standing.registration.clone()
+            };
+            let wanted = registration.configurations(&desk.policy.load());
+            cluster::register(&client, &wanted).await
         };
-        let wanted = registration.configurations(&desk.policy.load());
-        let write = tokio::time::timeout(REGISTRATION_LIMIT, cluster::register(&client, &wanted));
+        let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
                 Ok(result) => result.map_err(|error| cluster::chain(&error)),
@@ -696,7 +726,10 @@ async fn register(
         let pause = match &result {
             Ok(()) => {
                 if !announced {
-                    tracing::info!(name = registration.name, "wrote the webhook configurations");
+                    tracing::info!(
+                        name = standing.registration.name,
+                        "wrote the webhook configurations"
+                    );
                     tracing::info!("ready");
                     announced = true;
                 }

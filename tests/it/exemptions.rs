@@ -1030,6 +1030,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         reach: Reach::Url(format!("https://{}", listener.local_addr()?)),
         ca_bundle: authority.bundle().as_bytes().to_vec(),
         failure_policy: FailurePolicy::Fail,
+        owner: None,
     };
     let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
     let server = axum_server::from_tcp(listener)?.acceptor(acceptor);

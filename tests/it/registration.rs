@@ -19,6 +19,7 @@ fn registration() -> Registration {
         },
         ca_bundle: b"PEM".to_vec(),
         failure_policy: FailurePolicy::Fail,
+        owner: None,
     }
 }
 
