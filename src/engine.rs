@@ -32,6 +32,8 @@ use shell::{Command, POSITIONAL, UNKNOWN, Variable};
 const MAX_DEGREE: u64 = 100_000;
 /// How deep scripts in scripts are followed.
 const MAX_DEPTH: usize = 4;
+/// Most scripts of mounted files that one container's command line is followed into.
+const MAX_SCRIPTS: usize = 16;
 /// Most words of one container that are read.
 const MAX_WORDS: usize = 20_000;
 
@@ -137,6 +139,17 @@ impl Parallelism {
         }
     }
 
+    /// Whether it is known to start more than one rank.
+    pub fn has_several_ranks(&self) -> bool {
+        self.world.known().is_some_and(|ranks| ranks > 1)
+    }
+
+    /// Whether one instance is meant to span several pods.
+    pub fn is_multi_node(&self) -> bool {
+        let nodes = self.nodes.as_ref().map(|nodes| nodes.count);
+        self.multi_node.is_some() || nodes.is_some_and(|nodes| nodes != Count::Known(1))
+    }
+
     /// Where the greatest degree is said.
     pub fn path(&self) -> Option<&FieldPath> {
         [&self.tensor, &self.pipeline, &self.context, &self.data]
@@ -173,6 +186,15 @@ impl Server<'_> {
         self.engine
             .map_or("the model server", |engine| engine.title.as_str())
     }
+
+    /// Whether it may be another node of the same instance.
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        let engine = |server: &Self| server.engine.map(|engine| engine.name.clone());
+        self.parallelism.is_multi_node()
+            && other.parallelism.is_multi_node()
+            && self.parallelism.world == other.parallelism.world
+            && engine(self) == engine(other)
+    }
 }
 
 /// What surrounds a pod and decides what its command line means.
@@ -188,29 +210,22 @@ pub struct Surroundings<'a> {
     pub declared: bool,
 }
 
-/// The container of a pod that serves a model on an accelerator, and what it says of its ranks.
-/// `None` where no container does.
-pub fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
-    template.accelerators(around.engines)?;
-    let mut best: Option<Server<'a>> = None;
-    for container in template.containers() {
-        if !template.container_has_accelerator(around.engines, &container) {
-            continue;
-        }
-        let gpus = template
-            .accelerators_of(around.engines, &container)
-            .map_or(Count::Unknown, |own| own.units);
-        let found = read(template, container, gpus, around);
-        // The command line is better proof than an image.
-        if let Some(found) = found
-            && best
-                .as_ref()
-                .is_none_or(|best| found.confidence > best.confidence)
-        {
-            best = Some(found);
-        }
+/// The containers of a pod that serve a model on accelerators, in their order, and what each says of
+/// its ranks. Each has the accelerators that it asks for itself.
+pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec<Server<'a>> {
+    if template.accelerators(around.engines).is_none() {
+        return Vec::new();
     }
-    best
+    template
+        .long_running()
+        .filter(|container| template.container_has_accelerator(around.engines, container))
+        .filter_map(|container| {
+            let gpus = template
+                .accelerators_of(around.engines, &container)
+                .map_or(Count::Unknown, |own| own.units);
+            read(template, container, gpus, around)
+        })
+        .collect()
 }
 
 /// Takes the ranks of a Ray Serve application from its configuration (`spec.serveConfigV2`, YAML in
@@ -488,9 +503,18 @@ fn read<'a>(
             origin,
         })
         .collect();
+    let path = template.container_path(&container);
+    let files = Files {
+        template,
+        container: &container,
+        config_maps: around.config_maps,
+    };
     let mut found = Found {
         environment: &environment,
         around,
+        files,
+        file: None,
+        scripts: 0,
         runs: Vec::new(),
         busy: false,
         repeated: false,
@@ -499,6 +523,7 @@ fn read<'a>(
     };
     found.follow(&words, &[], 0);
     let sign = found.sign.take();
+    let file = found.file.take();
     let idle = !words.is_empty() && !found.busy;
     let (repeated, launched) = (found.repeated, found.launched);
     let mut runs = found.runs;
@@ -528,7 +553,11 @@ fn read<'a>(
         }
         // Without a `command` the image's entry point gets the arguments; what becomes of them
         // behind another program nobody knows, unless they can only mean one thing.
-        let heard = signature.is_some() || (command.is_empty() && shown.is_some());
+        let heard = match file {
+            Some((_, File::Mounted)) => false,
+            Some((_, File::OfTheImage)) => signature.is_some(),
+            None => signature.is_some() || (command.is_empty() && shown.is_some()),
+        };
         runs.push(Invocation {
             engine: shown.or(signature).filter(|_| heard),
             words,
@@ -538,17 +567,16 @@ fn read<'a>(
             ranks: None,
         });
     }
-    let path = template.container_path(&container);
-    let files = Files {
-        template,
-        container: &container,
-        config_maps: around.config_maps,
-    };
     let all: Vec<(Parallelism, Option<Count>)> = runs
         .iter()
         .map(|run| ranks(run, &environment, &files, &path, gpus))
         .collect();
     let (mut parallelism, shutdown) = all.first()?.clone();
+    if let Some((origin, File::Mounted)) = file
+        && parallelism == Parallelism::UNKNOWN
+    {
+        parallelism.tensor.path = Some(origin.path(&path));
+    }
     if all
         .iter()
         .any(|(other, _)| other.world != parallelism.world)
@@ -576,10 +604,24 @@ fn read<'a>(
     })
 }
 
+/// Where a script stands that was run and started no engine that could be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum File {
+    /// In a volume: somebody wrote it for this pod, and may start anything with any flags.
+    Mounted,
+    /// In the image, where it most often hands its arguments on.
+    OfTheImage,
+}
+
 /// Follows a container's command line to the engines that it runs.
 struct Found<'e, 'a> {
     environment: &'e Environment,
     around: &'e Surroundings<'a>,
+    files: Files<'a, 'e>,
+    /// The script that hides what runs.
+    file: Option<(Origin, File)>,
+    /// How many files were read as scripts.
+    scripts: usize,
     runs: Vec<Invocation<'a>>,
     /// Something runs that does more than hold the pod open.
     busy: bool,
@@ -601,6 +643,11 @@ impl Found<'_, '_> {
             && let Some((script, positional)) = script(words)
         {
             return self.script(script, positional, depth);
+        }
+        if let Some((file, positional)) = script_file(program, words)
+            && self.script_in_file(program, file, positional, depth)
+        {
+            return;
         }
         if program == "eval" {
             let joined = words
@@ -686,12 +733,62 @@ impl Found<'_, '_> {
     }
 
     fn script(&mut self, script: &Word, positional: &[Word], depth: usize) {
-        if depth >= MAX_DEPTH {
-            self.busy = true;
-            return;
+        self.commands(&script.text, script.origin, positional, depth, false);
+    }
+
+    /// Follows a script that stands in a file; `false` where that cannot be read.
+    fn script_in_file(
+        &mut self,
+        program: &str,
+        file: &Word,
+        positional: &[Word],
+        depth: usize,
+    ) -> bool {
+        let mounted = self.files.is_mounted(&file.text);
+        // A script may run itself.
+        let text = self
+            .files
+            .text(&file.text)
+            .filter(|text| is_shell(text) && self.scripts < MAX_SCRIPTS);
+        let before = self.runs.len();
+        if let Some(text) = text {
+            self.scripts += 1;
+            self.commands(text, file.origin, positional, depth, depth > 0);
         }
-        let lookup = |name: &str| self.environment.get(name);
-        let Some(commands) = shell::commands(&script.text, &lookup) else {
+        // The first argument of an image's entry point is a file as well, and most often the model.
+        let runs = program != basename(&file.text)
+            || program.ends_with(".sh")
+            || depth > 0
+            || matches!(file.origin, Origin::Command(_));
+        if self.runs.len() == before && (runs || text.is_some()) {
+            let place = if mounted {
+                File::Mounted
+            } else {
+                File::OfTheImage
+            };
+            self.file.get_or_insert((file.origin, place));
+        }
+        text.is_some()
+    }
+
+    /// Follows the commands of a script. What an outer one has set for it is not known.
+    fn commands(
+        &mut self,
+        text: &str,
+        origin: Origin,
+        positional: &[Word],
+        depth: usize,
+        inner: bool,
+    ) {
+        let lookup = |name: &str| {
+            if inner {
+                Variable::Unknown
+            } else {
+                self.environment.get(name)
+            }
+        };
+        let commands = shell::commands(text, &lookup).filter(|_| depth < MAX_DEPTH);
+        let Some(commands) = commands else {
             self.busy = true;
             return;
         };
@@ -710,10 +807,7 @@ impl Found<'_, '_> {
                     all.extend(positional.iter().cloned());
                 } else {
                     let text = text.replace(POSITIONAL, &UNKNOWN.to_string());
-                    all.push(Word {
-                        text,
-                        origin: script.origin,
-                    });
+                    all.push(Word { text, origin });
                 }
                 if all.len() > MAX_WORDS {
                     break;
@@ -749,6 +843,51 @@ fn script(words: &[Word]) -> Option<(&Word, &[Word])> {
     }
     // After the script comes `$0`, then the parameters.
     Some((words.get(at)?, words.get(at + 2..).unwrap_or_default()))
+}
+
+/// The file that a command runs as a script, and what becomes its `$@`: `bash -e /etc/run.sh`,
+/// `. /etc/env`, `/etc/run.sh`.
+fn script_file<'w>(program: &str, words: &'w [Word]) -> Option<(&'w Word, &'w [Word])> {
+    let mut at = 0;
+    match program {
+        "sh" | "bash" | "dash" | "ash" | "zsh" => {
+            at = 1;
+            while let Some(options) = words
+                .get(at)
+                .and_then(|word| word.text.strip_prefix(['-', '+']))
+            {
+                at += 1;
+                if options == "-" {
+                    break;
+                }
+                if options.starts_with('-') {
+                    continue;
+                }
+                if options.contains(['c', 's']) {
+                    return None;
+                }
+                at += usize::from(options.ends_with('o'));
+            }
+        }
+        "source" | "." => at = 1,
+        _ => {
+            let first = &words.first()?.text;
+            if first.starts_with('-') || !first.contains('/') && !first.ends_with(".sh") {
+                return None;
+            }
+        }
+    }
+    Some((words.get(at)?, words.get(at + 1..).unwrap_or_default()))
+}
+
+/// Whether a script is one of a shell's: it says so, or says nothing.
+fn is_shell(text: &str) -> bool {
+    let Some(interpreter) = text.strip_prefix("#!") else {
+        return true;
+    };
+    let line = interpreter.lines().next().unwrap_or_default();
+    line.split(['/', ' ', '\t'])
+        .any(|word| matches!(word, "sh" | "bash" | "dash" | "ash" | "zsh"))
 }
 
 /// Without what only prepares a command: `exec`, `env A=b`, `tini --`, `nohup`, `timeout 30`.

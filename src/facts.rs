@@ -262,6 +262,37 @@ impl Facts {
         self.exists("keda.sh", "ScaledObject", namespace, name)
     }
 
+    /// The least replicas that an autoscaler among the documents keeps a workload at, while there is
+    /// something to do; `None` where none is known. Silence means 1 for an HPA (k8s.io/api
+    /// autoscaling/v2) and 0 for a ScaledObject (kedacore/keda
+    /// apis/keda/v1alpha1/scaledobject_types.go).
+    pub fn least_replicas(&self, target: &ScaleTarget<'_>, namespace: Option<&str>) -> Option<u64> {
+        [
+            ("autoscaling", "HorizontalPodAutoscaler", "minReplicas", 1),
+            ("keda.sh", "ScaledObject", "minReplicaCount", 0),
+        ]
+        .into_iter()
+        .flat_map(|(group, kind, key, silent)| {
+            let namespace = namespace.unwrap_or_default().to_owned();
+            let first: Key = (group.to_owned(), kind.to_owned(), namespace, String::new());
+            self.documents
+                .range(first.clone()..)
+                .take_while(move |((group, kind, namespace, _), _)| {
+                    (group, kind, namespace) == (&first.0, &first.1, &first.2)
+                })
+                .map(move |(_, document)| (document, key, silent))
+        })
+        .filter(|(document, ..)| {
+            let named = at(&document.value, &["spec", "scaleTargetRef"]);
+            named.and_then(ScaleTarget::read).as_ref() == Some(target)
+        })
+        .map(|(document, key, silent)| {
+            let least = at(&document.value, &["spec", key]).and_then(Value::as_u64);
+            least.unwrap_or(silent)
+        })
+        .max()
+    }
+
     /// What is known of a group of pods; `group` is the API group that its kind stands in.
     pub fn pod_group(&self, group: &str, namespace: Option<&str>, name: &str) -> Known<PodGroup> {
         if let Some(document) = self.document(group, "PodGroup", namespace, name) {
@@ -308,6 +339,48 @@ mod tests {
         );
         assert_eq!(facts.queue("team-a"), Known::Present(()));
         assert_eq!(facts.queue("team-b"), Known::Unknown);
+    }
+
+    #[test]
+    fn an_autoscaler_among_the_documents_keeps_replicas() {
+        let scaler = |version: &str, kind: &str, namespace: &str, spec: Value| {
+            let name = format!("{kind}-{namespace}").to_lowercase();
+            Arc::new(json!({
+                "apiVersion": version, "kind": kind,
+                "metadata": {"name": name, "namespace": namespace}, "spec": spec,
+            }))
+        };
+        let target =
+            |name: &str| json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": name});
+        let hpa = |namespace: &str, name: &str, least: Value| {
+            let spec = json!({"scaleTargetRef": target(name), "minReplicas": least});
+            scaler("autoscaling/v2", "HorizontalPodAutoscaler", namespace, spec)
+        };
+        let keda = json!({"scaleTargetRef": {"name": "chat"}, "minReplicaCount": 3});
+        let asleep = json!({"scaleTargetRef": {"name": "sleepy"}});
+        let documents = [
+            hpa("a", "llm", json!(2)),
+            hpa("b", "llm", json!(4)),
+            hpa("c", "llm", json!(null)),
+            scaler("keda.sh/v1alpha1", "ScaledObject", "a", keda),
+            scaler("keda.sh/v1alpha1", "ScaledObject", "b", asleep),
+        ];
+        let facts = Facts::from_documents(&documents);
+        let least = |namespace: &str, kind: &str, name: &str| {
+            let target = ScaleTarget {
+                group: "apps",
+                kind,
+                name,
+            };
+            facts.least_replicas(&target, Some(namespace))
+        };
+        assert_eq!(least("a", "Deployment", "llm"), Some(2));
+        assert_eq!(least("b", "Deployment", "llm"), Some(4));
+        assert_eq!(least("c", "Deployment", "llm"), Some(1));
+        assert_eq!(least("a", "Deployment", "chat"), Some(3));
+        assert_eq!(least("b", "Deployment", "sleepy"), Some(0));
+        assert_eq!(least("a", "StatefulSet", "llm"), None);
+        assert_eq!(least("d", "Deployment", "llm"), None);
     }
 
     #[test]

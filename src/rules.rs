@@ -319,27 +319,39 @@ impl<'a, P: ?Sized> Context<'a, P> {
             .get_or_init(|| Serving::all(self.subject, self.facts, self.policy.catalog().engines()))
     }
 
-    /// Judges each model server of the object. What is found of one of several is told apart from
-    /// the same fault of another; what something unseen may change is doubtful.
+    /// Judges what the object serves, as pods: one model server for each of its workloads, the one that
+    /// decides how they are placed. What is found of one of several is told apart from the same fault
+    /// of another; what something unseen may change is doubtful.
     pub fn each_serving(
         &self,
         out: &mut Findings,
         mut check: impl FnMut(&'a Serving<'a>, &mut Findings),
     ) {
         for serving in self.servings() {
-            let before = out.list.len();
-            check(serving, out);
-            let workload = &serving.workload;
-            for finding in out.list.iter_mut().skip(before) {
-                if !workload.component.is_empty() {
-                    let component = workload.component;
-                    finding.fingerprint = format!("{component}:{}", finding.fingerprint);
+            judged(serving, out, &mut check);
+        }
+    }
+
+    /// Judges each model server by itself, those in further containers of the same pods as well.
+    pub fn each_server(
+        &self,
+        out: &mut Findings,
+        mut check: impl FnMut(&'a Serving<'a>, &mut Findings),
+    ) {
+        for serving in self.servings() {
+            let first = std::iter::once(serving)
+                .chain(&serving.beside)
+                .map(|one| one.server.path.to_string())
+                .min();
+            for one in std::iter::once(serving).chain(&serving.beside) {
+                let before = out.list.len();
+                judged(one, out, &mut check);
+                if first.as_ref() == Some(&one.server.path.to_string()) {
+                    continue;
                 }
-                if !workload.certain {
-                    finding.confidence = Confidence::Unknown;
-                    finding
-                        .message
-                        .push_str(" What its controller adds to it cannot be seen from here.");
+                let name = one.server.container.name();
+                for finding in out.list.iter_mut().skip(before) {
+                    finding.fingerprint = format!("{}:{name}", finding.fingerprint);
                 }
             }
         }
@@ -364,6 +376,29 @@ impl<'a> Context<'a> {
             now: self.now,
             memo: self.memo,
         })
+    }
+}
+
+/// Judges one server, and says of what is found how sure it is and which workload it is of.
+fn judged<'a>(
+    serving: &'a Serving<'a>,
+    out: &mut Findings,
+    check: &mut impl FnMut(&'a Serving<'a>, &mut Findings),
+) {
+    let before = out.list.len();
+    check(serving, out);
+    let workload = &serving.workload;
+    for finding in out.list.iter_mut().skip(before) {
+        if !workload.component.is_empty() {
+            let component = workload.component;
+            finding.fingerprint = format!("{component}:{}", finding.fingerprint);
+        }
+        if !workload.certain {
+            finding.confidence = Confidence::Unknown;
+            finding
+                .message
+                .push_str(" What its controller adds to it cannot be seen from here.");
+        }
     }
 }
 

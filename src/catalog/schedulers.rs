@@ -111,6 +111,9 @@ pub struct TaskGroups {
     pub groups: String,
     /// Further parameters.
     pub parameters: String,
+    /// Labels that name the application, whose groups are one gang together; the first is read as an
+    /// annotation, too.
+    pub application: Vec<String>,
 }
 
 /// The catalogue of gang schedulers.

@@ -1,5 +1,5 @@
-//! Settings that an engine reads from a file: found where the pod mounts it from a ConfigMap of the
-//! same world, and turned into the flags that they stand for.
+//! Files of a pod: scripts that it runs, and settings that an engine reads. Found where the pod mounts
+//! them from a ConfigMap of the same world; settings are turned into the flags that they stand for.
 
 use serde_json::Value;
 
@@ -27,26 +27,9 @@ pub(super) struct Files<'a, 'm> {
 
 impl<'a> Files<'a, '_> {
     /// The text of a file; `None` where it is not mounted from a ConfigMap that is known.
-    fn text(&self, path: &str) -> Option<&'a str> {
-        let base = self
-            .container
-            .value
-            .get("workingDir")
-            .and_then(Value::as_str);
-        let path = match (path.starts_with('/'), base) {
-            (true, _) => normal(path)?,
-            (false, Some(base)) => normal(&format!("{base}/{path}"))?,
-            (false, None) => return None,
-        };
-        // The longest mount path that holds it is the one that counts.
-        let (mount, rest) = list(self.container.value, "volumeMounts")
-            .filter_map(|mount| {
-                let at = normal(mount.get("mountPath")?.as_str()?)?;
-                let rest = path.strip_prefix(at.as_str())?;
-                (rest.is_empty() || rest.starts_with('/')).then_some((at.len(), mount, rest))
-            })
-            .max_by_key(|(length, ..)| *length)
-            .map(|(_, mount, rest)| (mount, rest.trim_start_matches('/')))?;
+    pub(super) fn text(&self, path: &str) -> Option<&'a str> {
+        let path = self.absolute(path)?;
+        let (mount, rest) = self.mount(&path)?;
         if mount.get("subPathExpr").is_some() {
             return None;
         }
@@ -77,6 +60,37 @@ impl<'a> Files<'a, '_> {
             .iter()
             .filter_map(|source| source.get("configMap"))
             .find_map(|source| self.key_of(source, &file))
+    }
+
+    fn absolute(&self, path: &str) -> Option<String> {
+        let base = self
+            .container
+            .value
+            .get("workingDir")
+            .and_then(Value::as_str);
+        match (path.starts_with('/'), base) {
+            (true, _) => normal(path),
+            (false, Some(base)) => normal(&format!("{base}/{path}")),
+            (false, None) => None,
+        }
+    }
+
+    /// The mount that holds a file, and where below it that stands: the longest mount path counts.
+    fn mount<'p>(&self, path: &'p str) -> Option<(&'a Value, &'p str)> {
+        list(self.container.value, "volumeMounts")
+            .filter_map(|mount| {
+                let at = normal(mount.get("mountPath")?.as_str()?)?;
+                let rest = path.strip_prefix(at.as_str())?;
+                (rest.is_empty() || rest.starts_with('/')).then_some((at.len(), mount, rest))
+            })
+            .max_by_key(|(length, ..)| *length)
+            .map(|(_, mount, rest)| (mount, rest.trim_start_matches('/')))
+    }
+
+    /// Whether a file stands in a volume, and not in the image.
+    pub(super) fn is_mounted(&self, path: &str) -> bool {
+        let path = self.absolute(path);
+        path.is_some_and(|path| self.mount(&path).is_some())
     }
 
     /// What a ConfigMap's volume puts under a name.

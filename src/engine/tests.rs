@@ -22,6 +22,13 @@ fn around<'a>() -> Surroundings<'a> {
     }
 }
 
+/// The only server of a pod.
+fn server<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Option<Server<'a>> {
+    let mut all = servers(template, around);
+    assert!(all.len() < 2);
+    all.pop()
+}
+
 fn with_gpus(mut container: Value, gpus: u64) -> Value {
     container["resources"] = json!({"limits": {"nvidia.com/gpu": gpus}});
     json!({"spec": {"containers": [container]}})
@@ -453,6 +460,133 @@ fn settings_in_a_mounted_file_are_the_flags_that_they_stand_for() {
         let found = in_a_world(container.clone(), volumes, &[map]).0;
         assert_eq!(found, world, "{container}: {text}");
     }
+}
+
+/// A server whose `/scripts` holds the ConfigMap `scripts`.
+fn scripted(container: Value, data: Option<Value>) -> (Count, Option<FieldPath>) {
+    let mut container = container;
+    container["image"] = json!("vllm/vllm-openai");
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/scripts"}]);
+    let volumes = json!([{"name": "v", "configMap": {"name": "scripts", "defaultMode": 493}}]);
+    let maps: Vec<Value> = data
+        .map(|data| config_map("scripts", data))
+        .into_iter()
+        .collect();
+    in_a_world(container, volumes, &maps)
+}
+
+#[test]
+fn a_script_in_a_mounted_config_map_is_read_as_one_of_sh() {
+    let command = |command: &[&str]| json!({"command": command});
+    let run = "/scripts/run.sh";
+    for (container, text, world) in [
+        (command(&["bash", run]), "vllm serve m -tp 8", known(8)),
+        (
+            command(&["bash", "-e", "-o", "pipefail", run]),
+            "vllm serve m -tp 8",
+            known(8),
+        ),
+        (
+            command(&["sh", "--", run]),
+            "exec vllm serve m -tp 8",
+            known(8),
+        ),
+        (
+            command(&[run]),
+            "#!/bin/bash\nset -eu\nvllm serve m \\\n  -tp 8\n",
+            known(8),
+        ),
+        (
+            command(&["tini", "--", run]),
+            "#!/usr/bin/env bash\nvllm serve m -tp=4",
+            known(4),
+        ),
+        (
+            json!({"args": ["bash", run]}),
+            "vllm serve m -tp 8",
+            known(8),
+        ),
+        (json!({"args": [run]}), "vllm serve m -tp 8", known(8)),
+        (
+            json!({"workingDir": "/scripts", "command": ["./run.sh"]}),
+            "vllm serve m -tp 8",
+            known(8),
+        ),
+        (
+            command(&["sh", "-c", "sleep 5; exec /scripts/run.sh"]),
+            "vllm serve m -tp 8",
+            known(8),
+        ),
+        (
+            json!({"command": ["sh", run], "env": [{"name": "TP", "value": "8"}]}),
+            "vllm serve m -tp $TP",
+            known(8),
+        ),
+        (
+            json!({"command": ["sh", run], "args": ["-tp", "8"]}),
+            "exec vllm serve m \"$@\"",
+            known(8),
+        ),
+        // What nobody can see is unknown, and no single rank.
+        (
+            command(&["sh", run]),
+            "vllm serve m -tp $(nvidia-smi -L | wc -l)",
+            Count::Unknown,
+        ),
+        (
+            command(&["sh", "-c", "export TP=8; /scripts/run.sh"]),
+            "vllm serve m -tp $TP",
+            Count::Unknown,
+        ),
+        (
+            command(&["sh", run]),
+            "python3 /app/serve.py",
+            Count::Unknown,
+        ),
+        (
+            command(&["bash", "/scripts/other.sh", "-tp=16"]),
+            "vllm serve m -tp 8",
+            Count::Unknown,
+        ),
+        (
+            command(&[run, "--tensor-parallel-size=16"]),
+            "#!/usr/bin/python3\nmain()",
+            Count::Unknown,
+        ),
+        // It runs itself.
+        (
+            command(&[run]),
+            "/scripts/run.sh; /scripts/run.sh; . /scripts/run.sh",
+            Count::Unknown,
+        ),
+        (
+            command(&[run]),
+            "/scripts/run.sh & vllm serve m -tp 8",
+            known(8),
+        ),
+    ] {
+        let found = scripted(container.clone(), Some(json!({"run.sh": text}))).0;
+        assert_eq!(found, world, "{container}: {text}");
+    }
+    // Without the ConfigMap nobody knows, whatever flags the script is given.
+    for container in [
+        command(&["bash", run]),
+        command(&[run, "--tensor-parallel-size=16"]),
+        json!({"args": ["bash", run, "-tp=16"]}),
+        command(&["sh", "-c", "exec /scripts/run.sh -tp 16"]),
+    ] {
+        let (world, path) = scripted(container.clone(), None);
+        assert_eq!(world, Count::Unknown, "{container}");
+        assert!(path.is_some(), "{container}");
+    }
+    let path = scripted(command(&["bash", run]), None).1.unwrap();
+    let expected = FieldPath::of(&["spec", "template", "spec"])
+        .key("containers")
+        .index(0);
+    assert_eq!(path, expected.key("command").index(1));
+    // An argument of the image's entry point is the model that it serves.
+    let model = json!({"args": ["/scripts/llama", "--tensor-parallel-size=8"]});
+    assert_eq!(scripted(model, None).0, known(8));
 }
 
 #[test]

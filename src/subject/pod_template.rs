@@ -273,6 +273,12 @@ impl<'a> PodTemplate<'a> {
         main.into_iter().chain(self.list("containers"))
     }
 
+    /// Its main containers, and the sidecars that run beside them.
+    pub fn long_running(&self) -> impl Iterator<Item = Container<'a>> + use<'a> {
+        let sidecars = self.list("initContainers").filter(Container::is_sidecar);
+        self.containers().chain(sidecars)
+    }
+
     /// Where a container stands.
     pub fn container_path(&self, container: &Container<'_>) -> FieldPath {
         match &self.main {
@@ -326,17 +332,27 @@ impl<'a> PodTemplate<'a> {
     }
 
     /// The accelerators that a container sees: those that it asks for itself, which the device plugin
-    /// gives to no other of the pod's; where that cannot be told, the pod's.
+    /// gives to no other of the pod's; where that cannot be told, the pod's. What a container gets by
+    /// a claim instead cannot be told: claims may be shared, and some are for network cards.
     pub fn accelerators_of(
         &self,
         catalog: &Engines,
         container: &Container<'_>,
     ) -> Option<Accelerators> {
         let pod = self.accelerators(catalog)?;
+        if self.asked.is_some() {
+            return Some(pod);
+        }
         let own = container
             .amount(&pod.resource)
-            .filter(|own| *own != Count::Known(0) && pod.units != Count::Unknown);
-        let Some(own) = own.filter(|_| self.asked.is_none()) else {
+            .filter(|own| *own != Count::Known(0));
+        if let Some(claimed) = self.other_accelerators()
+            && claimed.resource != pod.resource
+            && own.is_none()
+        {
+            return Some(claimed);
+        }
+        let Some(own) = own.filter(|_| pod.units != Count::Unknown) else {
             return Some(pod);
         };
         Some(Accelerators {
@@ -349,6 +365,32 @@ impl<'a> PodTemplate<'a> {
             path: self.request_of(&pod.resource, container),
             ..pod
         })
+    }
+
+    /// The accelerators of the container that does the same work in these pods as `like` does in
+    /// others of its group: the only one with any, else the one of its name, else of its image; where
+    /// none is told from the others, the pod's.
+    pub fn accelerators_like(
+        &self,
+        catalog: &Engines,
+        like: &Container<'_>,
+    ) -> Option<Accelerators> {
+        let all: Vec<Container<'a>> = self
+            .long_running()
+            .filter(|container| self.container_has_accelerator(catalog, container))
+            .collect();
+        let only = |same: &dyn Fn(&Container<'a>) -> bool| {
+            let mut of_them = all.iter().filter(|container| same(container));
+            of_them.next().filter(|_| of_them.next().is_none())
+        };
+        let named = |name: &str, own: &str| !name.is_empty() && name == own;
+        only(&|_| true)
+            .or_else(|| only(&|other| named(like.name(), other.name())))
+            .or_else(|| only(&|other| named(like.image(), other.image())))
+            .map_or_else(
+                || self.accelerators(catalog),
+                |container| self.accelerators_of(catalog, container),
+            )
     }
 
     /// Whether a container itself asks for an accelerator, or may by a claim or share of the pod.

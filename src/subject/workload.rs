@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     catalog::engines::Engines,
-    engine::{self, ConfigMaps, Degree, Server, Surroundings},
+    engine::{self, ConfigMaps, Degree, Parallelism, Server, Surroundings},
     facts::Facts,
     finding::FieldPath,
 };
@@ -342,6 +342,10 @@ pub struct Serving<'a> {
     pub own: Accelerators,
     /// How one instance lies over pods.
     pub spread: Spread,
+    /// Servers in other containers of the same pods, each with ranks and accelerators of its own.
+    pub beside: Vec<Self>,
+    /// It is such a server, and an instance by itself.
+    alone: bool,
 }
 
 impl<'a> Serving<'a> {
@@ -390,59 +394,197 @@ impl<'a> Serving<'a> {
             // An inference service serves a model by its kind.
             declared: declared == Some(true) || is_kserve,
         };
-        let (set, server) = workload
+        let mut found: Vec<Vec<Server<'a>>> = workload
             .pods
             .iter()
+            .map(|set| engine::servers(&set.template, &around))
+            .collect();
+        // The set that says the most: a group's workers often only join their leader. Cliques have
+        // no roles that we know, and the first is the leader; KServe's head comes first too.
+        let (_, chosen) = workload
+            .pods
+            .iter()
+            .zip(&found)
             .enumerate()
-            .filter_map(|(index, set)| Some((index, set, engine::server(&set.template, &around)?)))
-            // The set that says the most: a group's workers often only join their leader. Cliques have
-            // no roles that we know, and the first is the leader; KServe's head comes first too.
-            .max_by_key(|(index, set, server)| {
+            .flat_map(|(index, (set, servers))| servers.iter().map(move |one| (index, set, one)))
+            .map(|(index, set, server)| {
                 let led = matches!(workload.kind, Kind::PodCliqueSet | Kind::InferenceService);
-                let first = led && *index == 0;
-                let several = server
-                    .parallelism
-                    .world
-                    .known()
-                    .is_some_and(|ranks| ranks > 1);
-                (several, set.role == "leader" || first, server.confidence)
+                let leads = set.role == "leader" || (led && index == 0);
+                let several = server.parallelism.has_several_ranks();
+                ((several, leads, server.confidence), index)
             })
-            .map(|(_, set, server)| (set.clone(), server))?;
-        let mut server = server;
+            .max()?;
+        let set = workload.pods.get(chosen)?.clone();
+        let mut servers = found.get_mut(chosen).map(std::mem::take)?;
+        let main = servers.iter_mut().rev().max_by_key(|one| one.confidence)?;
         if workload.kind == Kind::Ray {
-            engine::ray_serve(workload.value, &mut server);
+            engine::ray_serve(workload.value, main);
         }
         if let Some(stated) = &workload.stated {
-            engine::stated(stated, &mut server);
+            engine::stated(stated, main);
         }
+        let (first, mut beside) = lead(&workload, &set, servers, engines)?;
+        // In the pods that follow, the container like it only joins.
+        for (other, servers) in workload.pods.iter().zip(found) {
+            let joins = |one: &Server<'_>| {
+                one.container.name() == first.container.name()
+                    || one.container.image() == first.container.image()
+            };
+            if servers.len() > 1 {
+                let apart = servers.into_iter().filter(|one| !joins(one));
+                beside.extend(apart.map(|server| (other.clone(), server)));
+            }
+        }
+        let together = twins(&set, &first, &beside, engines);
         let accelerators = set.template.accelerators(engines)?;
-        let own = set.template.accelerators_of(engines, &server.container)?;
+        let own = set.template.accelerators_of(engines, &first.container)?;
         let mut workload = workload;
         let spread = if workload.kind == Kind::InferenceService && workload.pods.len() > 1 {
-            let (spread, certain) = head_and_workers(&workload, &server, &own, engines);
+            let (spread, certain) = head_and_workers(&workload, &first, &own, engines);
             workload.certain = certain;
             spread
         } else {
-            spread(&workload, &server, &own, engines)
+            match together {
+                Some(gpus) => spread_of_twins(&workload, &set, &first, gpus, engines),
+                None => spread(&workload, &set, &first, &own, engines),
+            }
         };
+        let beside = beside
+            .into_iter()
+            .filter_map(|(set, server)| {
+                let own = set.template.accelerators_of(engines, &server.container)?;
+                let alone = together.is_none() || !server.is_twin_of(&first);
+                Some(Self {
+                    workload: workload.clone(),
+                    accelerators: set.template.accelerators(engines)?,
+                    spread: if alone {
+                        in_its_pod(&server.parallelism, &own)
+                    } else {
+                        spread
+                    },
+                    own,
+                    set,
+                    server,
+                    beside: Vec::new(),
+                    alone,
+                })
+            })
+            .collect();
         Some(Self {
             workload,
             set,
-            server,
+            server: first,
             accelerators,
             own,
             spread,
+            beside,
+            alone: false,
         })
     }
 
     /// Whether the kind makes one instance, or several, of the pods of a group.
     pub fn joins_pods(&self) -> bool {
-        joins_pods(&self.workload)
+        !self.alone && joins_pods(&self.workload)
     }
 
     /// Whether the label, and not what runs, makes this a model server.
     pub fn is_declared(&self) -> bool {
         self.workload.declared() == Some(true)
+    }
+}
+
+/// The server among those of a pod that decides how the pod is placed, and the rest: the one that
+/// reaches out for other pods, else one with several ranks, else the best known.
+fn lead<'a>(
+    workload: &Workload<'_>,
+    set: &PodSet<'a>,
+    mut servers: Vec<Server<'a>>,
+    engines: &Engines,
+) -> Option<(Server<'a>, Vec<(PodSet<'a>, Server<'a>)>)> {
+    let joins = joins_pods(workload);
+    let (_, index) = servers
+        .iter()
+        .enumerate()
+        .map(|(index, server)| {
+            let own = set
+                .template
+                .accelerators_of(engines, &server.container)
+                .and_then(|own| own.gpus.known());
+            let ranks = server.parallelism.world.known();
+            let beyond = ranks.zip(own).is_some_and(|(ranks, own)| ranks > own);
+            let reaches_out = server.parallelism.is_multi_node() || (joins && beyond);
+            let several = server.parallelism.has_several_ranks();
+            let known = server.engine.is_some();
+            // The group's own is the greatest of a group.
+            let most = ranks.filter(|_| joins);
+            let key = (known, reaches_out, several, most, server.confidence);
+            ((key, std::cmp::Reverse(index)), index)
+        })
+        .max()?;
+    let first = (index < servers.len()).then(|| servers.remove(index))?;
+    // Without an engine, only the owner's label made them servers: it means one of them.
+    let beside = servers
+        .into_iter()
+        .filter(|server| server.engine.is_some())
+        .map(|server| (set.clone(), server))
+        .collect();
+    Some((first, beside))
+}
+
+/// The GPUs of all containers of a pod that may run the nodes of one instance: the same engine with
+/// the same ranks over several nodes. `None` where there is but one.
+fn twins(
+    set: &PodSet<'_>,
+    first: &Server<'_>,
+    beside: &[(PodSet<'_>, Server<'_>)],
+    engines: &Engines,
+) -> Option<Count> {
+    let mut all = beside
+        .iter()
+        .filter(|(other, server)| {
+            other.template.path() == set.template.path() && server.is_twin_of(first)
+        })
+        .map(|(_, server)| server)
+        .peekable();
+    all.peek()?;
+    let sum = all.chain([first]).try_fold(0_u64, |sum, server| {
+        let own = set.template.accelerators_of(engines, &server.container)?;
+        sum.checked_add(own.gpus.known()?)
+    });
+    Some(sum.map_or(Count::Unknown, Count::Known))
+}
+
+/// How twins lie: several nodes in one pod, or one node each of several instances. Where the pod has
+/// GPUs for all ranks, nobody can tell which.
+fn spread_of_twins(
+    workload: &Workload<'_>,
+    set: &PodSet<'_>,
+    first: &Server<'_>,
+    gpus: Count,
+    engines: &Engines,
+) -> Spread {
+    let Some(own) = set.template.accelerators_of(engines, &first.container) else {
+        return Spread::Unknown;
+    };
+    if !joins_pods(workload) {
+        let ranks = first.parallelism.world.known().zip(gpus.known());
+        return match ranks {
+            Some((ranks, gpus)) if ranks > gpus => spread(workload, set, first, &own, engines),
+            _ => Spread::Unknown,
+        };
+    }
+    spread(workload, set, first, &Accelerators { gpus, ..own }, engines)
+}
+
+/// How an instance lies that another server of its pod does not make one of several pods.
+fn in_its_pod(parallelism: &Parallelism, own: &Accelerators) -> Spread {
+    let (Some(ranks), false) = (parallelism.world.known(), parallelism.is_multi_node()) else {
+        return Spread::Unknown;
+    };
+    match own.gpus.known() {
+        _ if ranks <= 1 => Spread::One,
+        Some(gpus) if ranks > gpus => Spread::Misfit { ranks, gpus },
+        _ => Spread::SinglePod,
     }
 }
 
@@ -464,7 +606,10 @@ fn head_and_workers(
         .pods
         .iter()
         .find(|set| set.role == "worker")
-        .and_then(|set| set.template.accelerators(engines)?.gpus.known());
+        .and_then(|set| {
+            let like = &server.container;
+            set.template.accelerators_like(engines, like)?.gpus.known()
+        });
     match (accelerators.gpus.known(), worker) {
         (Some(head), Some(_)) if ranks <= head => (Spread::SinglePod, false),
         (Some(_), Some(each)) => {
@@ -489,8 +634,20 @@ fn joins_pods(workload: &Workload<'_>) -> bool {
     }
 }
 
+/// The accelerators that Ray has in a pod: those of its first container, which is Ray's
+/// (ray-project/kuberay ray-operator/controllers/ray/utils/constant.go, `RayContainerIndex`).
+fn ray_container(set: &PodSet<'_>, engines: &Engines) -> Option<Accelerators> {
+    match set.template.containers().next() {
+        Some(first) if set.template.container_has_accelerator(engines, &first) => {
+            set.template.accelerators_of(engines, &first)
+        }
+        _ => set.template.accelerators(engines),
+    }
+}
+
 fn spread(
     workload: &Workload<'_>,
+    own_set: &PodSet<'_>,
     server: &Server<'_>,
     accelerators: &Accelerators,
     engines: &Engines,
@@ -500,7 +657,14 @@ fn spread(
     if joins_pods(workload) {
         let pods = workload.size();
         let gpus = workload.pods.iter().try_fold(0_u64, |sum, set| {
-            let each = match set.template.accelerators(engines) {
+            let taking_part = if set.template.path() == own_set.template.path() {
+                Some(accelerators.clone())
+            } else if workload.kind == Kind::Ray {
+                ray_container(set, engines)
+            } else {
+                set.template.accelerators_like(engines, &server.container)
+            };
+            let each = match taking_part {
                 None if set.merged => return None,
                 None => 0,
                 Some(asked) => asked.gpus.known()?,
@@ -641,6 +805,177 @@ mod tests {
             Some(Spread::SinglePod)
         );
         assert_eq!(deployment(&["-tp", "$(X)"], 8), Some(Spread::Unknown));
+    }
+
+    /// A container of a pod with several.
+    fn part(name: &str, image: &str, args: &[&str], resources: Value) -> Value {
+        let mut part = json!({"name": name, "image": image, "args": args});
+        part["resources"] = resources;
+        part
+    }
+
+    fn whole(gpus: u64) -> Value {
+        json!({"limits": {"nvidia.com/gpu": gpus}})
+    }
+
+    /// Where each server of a Deployment's pod stands, and how its instance lies.
+    fn parts(spec: Value) -> Vec<(String, Spread)> {
+        let mut object = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "spec": {"replicas": 2, "template": {}}
+        });
+        object["spec"]["template"]["spec"] = spec;
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        let facts = Facts::unknown();
+        let servings = Serving::all(&subject, &facts, Engines::builtin());
+        servings
+            .iter()
+            .flat_map(|serving| std::iter::once(serving).chain(&serving.beside))
+            .map(|one| {
+                let path = one.server.path.to_string();
+                let place = path.trim_start_matches("spec.template.spec.").to_owned();
+                (place, one.spread)
+            })
+            .collect()
+    }
+
+    const VLLM: &str = "vllm/vllm-openai";
+
+    #[test]
+    fn each_engine_of_a_pod_is_measured_by_its_own_gpus() {
+        let at = |place: &str, spread| (place.to_owned(), spread);
+        let containers = |all: Value| parts(json!({"containers": all}));
+        // The second has too few, although the pod would have enough.
+        assert_eq!(
+            containers(json!([
+                part("one", VLLM, &["-tp", "2"], whole(2)),
+                part("two", VLLM, &["-tp", "4"], whole(2)),
+            ])),
+            [
+                at("containers[0]", Spread::SinglePod),
+                at("containers[1]", Spread::Misfit { ranks: 4, gpus: 2 })
+            ]
+        );
+        // The one that reaches out decides where the pod goes, wherever it stands.
+        let reaching = ["-tp", "16", "--nnodes", "2"];
+        assert_eq!(
+            containers(json!([
+                part("small", VLLM, &[], whole(1)),
+                part("large", VLLM, &reaching, whole(8)),
+            ])),
+            [
+                at("containers[1]", Spread::Group(2)),
+                at("containers[0]", Spread::One)
+            ]
+        );
+        // Prefill and decode, a router without GPUs, and GPUs without an engine.
+        assert_eq!(
+            containers(json!([
+                part("router", "vllm/vllm-router:v1", &["-tp", "8"], json!({})),
+                part("prefill", VLLM, &["-tp", "4"], whole(4)),
+                part("decode", VLLM, &["-tp", "4"], whole(4)),
+                part("exporter", "example/exporter", &[], whole(1)),
+            ])),
+            [
+                at("containers[1]", Spread::SinglePod),
+                at("containers[2]", Spread::SinglePod)
+            ]
+        );
+        // A sidecar that keeps running is a server as well; one that ends before the others is none.
+        let beside = |policy: Value| {
+            let mut side = part("side", VLLM, &["-tp", "2"], whole(1));
+            side["restartPolicy"] = policy;
+            let main = part("main", VLLM, &["-tp", "8"], whole(8));
+            parts(json!({"initContainers": [side], "containers": [main]}))
+        };
+        assert_eq!(beside(json!(null)).len(), 1);
+        assert!(beside(json!("Always")).contains(&at(
+            "initContainers[0]",
+            Spread::Misfit { ranks: 2, gpus: 1 }
+        )));
+        // What a claim gives cannot be told, and is not what another container asks for.
+        assert_eq!(
+            parts(json!({
+                "resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "eight"}],
+                "containers": [
+                    part("one", VLLM, &["-tp", "1"], whole(1)),
+                    part("two", VLLM, &["-tp", "8"], json!({"claims": [{"name": "gpus"}]})),
+                ],
+            })),
+            [
+                at("containers[1]", Spread::SinglePod),
+                at("containers[0]", Spread::One)
+            ]
+        );
+    }
+
+    #[test]
+    fn two_containers_may_be_two_nodes_of_one_instance() {
+        let pair = |gpus: u64| {
+            let node = |name: &str, rank: &str| {
+                let args = ["-tp", "8", "--nnodes", "2", "--node-rank", rank];
+                part(name, VLLM, &args, whole(gpus))
+            };
+            parts(json!({"containers": [node("a", "0"), node("b", "1")]}))
+                .into_iter()
+                .map(|(_, spread)| spread)
+                .collect::<Vec<_>>()
+        };
+        // The pod has GPUs for all ranks: whose they are nobody can tell.
+        assert_eq!(pair(4), [Spread::Unknown, Spread::Unknown]);
+        assert_eq!(pair(2), [Spread::Group(4), Spread::Group(4)]);
+    }
+
+    #[test]
+    fn a_group_has_the_gpus_of_the_containers_that_take_part() {
+        let lws = |args: &[&str], beside: Value| {
+            let pod = |name: &str, args: &[&str]| json!({"spec": {"containers": [part(name, VLLM, args, whole(7)), beside]}});
+            let subject = Subject::from_manifest(Arc::new(json!({
+                "apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet",
+                "spec": {"leaderWorkerTemplate": {
+                    "size": 2, "leaderTemplate": pod("leader", args),
+                    "workerTemplate": pod("worker", &["--headless"])
+                }}
+            })))
+            .unwrap();
+            let facts = Facts::unknown();
+            let servings = Serving::all(&subject, &facts, Engines::builtin());
+            servings
+                .iter()
+                .flat_map(|serving| std::iter::once(serving).chain(&serving.beside))
+                .map(|one| one.spread)
+                .collect::<Vec<_>>()
+        };
+        let probe = || part("probe", "example/probe", &[], whole(1));
+        let misfit = |ranks, gpus| Spread::Misfit { ranks, gpus };
+        assert_eq!(lws(&["-tp", "16"], probe()), [misfit(16, 14)]);
+        assert_eq!(lws(&["-tp", "14"], probe()), [Spread::Group(2)]);
+        // An engine beside it is an instance by itself in each pod.
+        let embeddings = |tensor: &str| part("embed", "sgl", &["--tp", tensor], whole(1));
+        let embeddings = |tensor| {
+            let mut container = embeddings(tensor);
+            container["command"] = json!(["python3", "-m", "sglang.launch_server"]);
+            container
+        };
+        assert_eq!(
+            lws(&["-tp", "14"], embeddings("1")),
+            [Spread::Group(2), Spread::One, Spread::One]
+        );
+        assert_eq!(
+            lws(&["-tp", "14"], embeddings("2")),
+            [Spread::Group(2), misfit(2, 1), misfit(2, 1)]
+        );
+        let ray = |gpus: u64| {
+            let pod = |args: &[&str], gpus| json!({"spec": {"containers": [part("ray", VLLM, args, whole(gpus)), probe()]}});
+            spread_of(json!({
+                "apiVersion": "ray.io/v1", "kind": "RayCluster",
+                "spec": {
+                    "headGroupSpec": {"template": pod(&["-tp", "16"], gpus)}, "workerGroupSpecs": []
+                }
+            }))
+        };
+        assert_eq!(ray(15), Some(misfit(16, 15)));
+        assert_eq!(ray(16), Some(Spread::SinglePod));
     }
 
     #[test]

@@ -339,6 +339,78 @@ fn what_was_filled_asleep_wakes_as_a_gang_and_cannot_be_undone() -> Result<()> {
     Ok(())
 }
 
+/// A gang of eight that runs: what keeps it one is let in, what breaks it is not.
+#[test]
+fn a_running_gang_is_updated_as_long_as_it_stays_one() -> Result<()> {
+    let kubectl = guarded()?.cluster.namespace("updates")?;
+    let eight = ["-tp=8", "-pp=8", "--nnodes=8", "--master-addr=llm-0.llm"];
+    let gang = deployment("llm", 8, &eight);
+    kubectl.apply(&gang.to_string())?.success()?;
+    let run = |args: &[&str]| kubectl.run(args, None);
+    let minimum = |number: &str| {
+        let set = format!("kai.scheduler/batch-min-member={number}");
+        run(&["annotate", "--overwrite", "deployment/llm", &set])
+    };
+    let elsewhere = json!({"spec": {"template": {"spec": {"schedulerName": "default-scheduler"}}}});
+    let stays_a_gang = |image: &str, replicas: u64| -> Result<()> {
+        let held = kubectl.get("deployment/llm")?;
+        assert_eq!(at(&held, MINIMUM), &json!("8"));
+        assert_eq!(at(&held, SCHEDULER), &json!("kai-scheduler"));
+        assert_eq!(at(&held, "/spec/strategy"), &json!({"type": "Recreate"}));
+        assert_eq!(
+            at(&held, "/spec/template/spec/containers/0/image"),
+            &json!(image)
+        );
+        assert_eq!(at(&held, "/spec/replicas"), &json!(replicas));
+        Ok(())
+    };
+    stays_a_gang("vllm/vllm-openai:v0.11.0", 8)?;
+
+    let image = |image: &str| run(&["set", "image", "deployment/llm", &format!("vllm={image}")]);
+    let answer = image("vllm/vllm-openai:v0.11.1")?;
+    assert!(
+        !answer.stderr.contains("gang-scheduling"),
+        "{}",
+        answer.stderr
+    );
+    answer.success()?;
+    stays_a_gang("vllm/vllm-openai:v0.11.1", 8)?;
+
+    denied_by(&minimum("7")?, "gang-scheduling");
+    denied_by(&minimum("9")?, "gang-scheduling");
+    denied_by(
+        &kubectl.patch("deployment/llm", &elsewhere)?,
+        "gang-scheduling",
+    );
+    stays_a_gang("vllm/vllm-openai:v0.11.1", 8)?;
+
+    // An autoscaler, or somebody with `kubectl scale`, writes a subresource, which nothing holds up.
+    run(&["scale", "deployment/llm", "--replicas=7"])?.success()?;
+    stays_a_gang("vllm/vllm-openai:v0.11.1", 7)?;
+    // What is short of a pod already is warned about, and another image makes it no worse.
+    let answer = image("vllm/vllm-openai:v0.11.2")?;
+    let warned = answer
+        .warnings()
+        .iter()
+        .any(|line| line.contains("gang-scheduling"));
+    assert!(warned, "{}", answer.stderr);
+    answer.success()?;
+    // But no second fault comes beside the first.
+    denied_by(&minimum("7")?, "gang-scheduling");
+    denied_by(
+        &kubectl.patch("deployment/llm", &elsewhere)?,
+        "gang-scheduling",
+    );
+    stays_a_gang("vllm/vllm-openai:v0.11.2", 7)?;
+    // Written into the object, seven pods are no gang.
+    run(&["scale", "deployment/llm", "--replicas=8"])?.success()?;
+    denied_by(
+        &kubectl.patch("deployment/llm", &json!({"spec": {"replicas": 7}}))?,
+        "gang-scheduling",
+    );
+    stays_a_gang("vllm/vllm-openai:v0.11.2", 8)
+}
+
 #[test]
 fn stateful_sets_of_one_pod_and_of_a_gang_that_kai_cannot_make() -> Result<()> {
     let kubectl = guarded()?.cluster.namespace("statefulsets")?;

@@ -10,10 +10,12 @@ use crate::{
     facts::{Known, Watched},
     finding::FieldPath,
     policy::{SchedulerName, SchedulerVersion},
+    provenance::{Provenance, of_field},
     rules::{Context, Edits, Findings, NoParams, kinds},
     subject::{
         Operation, at,
         rollout::Rolling,
+        scale_target::ScaleTarget,
         workload::{Kind, PodSet, Serving, Spread},
     },
 };
@@ -23,6 +25,7 @@ mod groups;
 mod judge;
 mod remedy;
 mod skeleton;
+mod task_groups;
 mod unknown;
 
 declare_rule! {
@@ -325,9 +328,35 @@ impl<'c, 'a> Case<'c, 'a> {
         self.elsewhere().next().is_none()
     }
 
+    /// The pods that are asked for. Where the object is silent about replicas an autoscaler of the
+    /// same world tells, and where none is seen nobody does: `None`.
+    fn pods(&self) -> Option<u64> {
+        let workload = &self.serving.workload;
+        let have = workload.size();
+        let scaled = self.kind().is_flat() && self.kind() != Kind::Job;
+        // Silence means one.
+        if !scaled || have != 1 {
+            return Some(have);
+        }
+        let subject = self.cx.subject;
+        let written = of_field(subject, &["spec", "replicas"], &json!(1), None);
+        if written == Provenance::Explicit {
+            return Some(have);
+        }
+        let target = ScaleTarget {
+            group: subject.group(),
+            kind: &subject.kind,
+            name: &subject.name,
+        };
+        let facts = self.cx.facts;
+        facts.least_replicas(&target, subject.namespace.as_deref())
+    }
+
     /// Whether the pods that are asked for cannot be one group, or none.
     fn is_misshapen(&self, members: u64) -> bool {
-        let have = self.serving.workload.size();
+        let Some(have) = self.pods() else {
+            return false;
+        };
         let partly = have < members && self.joins_a_group();
         self.kind().is_flat() && have != members && have != 0 && !partly
     }
@@ -344,6 +373,7 @@ impl<'c, 'a> Case<'c, 'a> {
                         .is_some_and(|name| !name.is_empty())
             }
             Mechanism::Reference(named) => self.reference_named(&named).1.is_some(),
+            Mechanism::TaskGroups => self.has_task_groups_of_others(),
             _ => false,
         }
     }
@@ -440,9 +470,13 @@ impl<'c, 'a> Case<'c, 'a> {
             return Mechanism::External(external);
         }
         if !self.kind().is_flat() {
-            let grouped = self.serving.workload.grouped;
+            let workload = &self.serving.workload;
+            let grouped = workload.grouped;
             return if grouped && matches!(scheduler.name.as_str(), "kai" | "volcano" | "runai") {
                 Mechanism::Native
+            } else if grouped && workload.groups <= 1 && self.names_task_groups() {
+                // Several groups of one template would be one application, and one gang.
+                Mechanism::TaskGroups
             } else {
                 Mechanism::None
             };

@@ -100,7 +100,7 @@ impl Default for Params {
 }
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
-    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+    cx.each_server(out, |serving, out| judge(cx, serving, out));
 }
 
 fn judge(cx: &Context<'_, Params>, serving: &Serving<'_>, out: &mut Findings) {

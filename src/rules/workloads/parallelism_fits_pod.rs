@@ -83,7 +83,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+    cx.each_server(out, |serving, out| judge(cx, serving, out));
 }
 
 fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) {
@@ -103,8 +103,8 @@ fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) 
     let (message, instead) = if serving.joins_pods() {
         (
             format!(
-                "{title}'s {described} starts {ranks} ranks, and a group of {size} pods has {gpus} \
-                 GPUs: it cannot start, and restarts for ever holding them."
+                "{title}'s {described} starts {ranks} ranks, and a group of {size} pods has {gpus} GPUs \
+                 for it: it cannot start, and restarts for ever holding them."
             ),
             match serving.workload.kind {
                 Kind::LeaderWorkerSet => {

@@ -80,7 +80,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    cx.each_serving(out, judge);
+    cx.each_server(out, judge);
 }
 
 fn judge(serving: &Serving<'_>, out: &mut Findings) {

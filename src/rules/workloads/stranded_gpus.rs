@@ -76,7 +76,7 @@ declare_rule! {
 }
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
-    cx.each_serving(out, |serving, out| judge(cx, serving, out));
+    cx.each_server(out, |serving, out| judge(cx, serving, out));
 }
 
 fn judge(cx: &Context<'_, NoParams>, serving: &Serving<'_>, out: &mut Findings) {

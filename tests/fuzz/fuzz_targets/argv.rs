@@ -1,6 +1,6 @@
 //! The reader of command lines: whatever stands in a container, it neither panics nor takes long, and
 //! says the same again. A text with a line `---` is split there: before it `command`, a word a line,
-//! after it the file that `--config /etc/llm/c.yaml` finds.
+//! after it the file that `--config /etc/llm/c.yaml` and `sh /etc/llm/c.yaml` find.
 
 #![no_main]
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use gangplank::{
     catalog::engines::Engines,
-    engine::{ConfigMaps, Server, Surroundings, server},
+    engine::{ConfigMaps, Server, Surroundings, servers},
     facts::Facts,
     finding::FieldPath,
     subject::pod_template::{Count, PodTemplate},
@@ -45,13 +45,13 @@ fuzz_target!(|data: &[u8]| {
         "volumes": [{"name": "c", "configMap": {"name": "c"}}],
     }});
     let template = PodTemplate::new(&template, FieldPath::of(&["spec", "template"]));
-    let read = || server(&template, &around);
     let said = |server: Server<'_>| (server.parallelism, server.processes);
-    let found = read().map(said);
-    if let Some((parallelism, _)) = &found {
+    let read = || -> Vec<_> { servers(&template, &around).into_iter().map(said).collect() };
+    let found = read();
+    for (parallelism, _) in &found {
         // A number that is said is one that can be meant.
         assert_ne!(parallelism.tensor.count, Count::Known(0));
         let _ = parallelism.describe();
     }
-    assert_eq!(found, read().map(said));
+    assert_eq!(found, read());
 });

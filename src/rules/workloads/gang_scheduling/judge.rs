@@ -252,6 +252,9 @@ impl Case<'_, '_> {
                 return;
             }
         }
+        if self.pods().is_none() && !self.joins_a_group() {
+            self.unsaid(members, out);
+        }
         let mechanism = self.mechanism();
         if matches!(mechanism, Mechanism::None) {
             self.inexpressible(members, out);
@@ -292,9 +295,29 @@ impl Case<'_, '_> {
         }
     }
 
+    /// Nobody says how many pods there are to be: one, unless an autoscaler that is not seen here
+    /// makes it more.
+    fn unsaid(&self, members: u64, out: &mut Findings) {
+        let finding = Finding::new(
+            FieldPath::of(&["spec", "replicas"]),
+            format!(
+                "{} needs {members} pods, and a {} that is silent about replicas has one unless an \
+                 autoscaler keeps it at more; none is seen here.",
+                self.ranks(),
+                self.cx.subject.kind
+            ),
+        )
+        .instead(format!(
+            "spec:\n  replicas: {members}   # or an autoscaler with that minimum\n"
+        ))
+        .confidence(Confidence::Unknown)
+        .fingerprint(self.fingerprint("too-few", members));
+        out.report(finding);
+    }
+
     /// The replicas are not one group.
     fn shape(&self, members: u64, out: &mut Findings) {
-        let have = self.serving.workload.size();
+        let have = self.pods().unwrap_or_else(|| self.serving.workload.size());
         let field = if self.kind() == Kind::Job {
             "parallelism"
         } else {
@@ -330,13 +353,13 @@ impl Case<'_, '_> {
                 ),
             )
         };
-        out.report(
-            Finding::new(FieldPath::of(&["spec", field]), message)
-                .value(have)
-                .instead(self.remedy(members))
-                .mends_all()
-                .fingerprint(self.fingerprint(fault, members)),
-        );
+        let path = FieldPath::of(&["spec", field]);
+        let value = path.lookup(&self.cx.subject.value).cloned();
+        let finding = Finding::new(path, message)
+            .instead(self.remedy(members))
+            .mends_all()
+            .fingerprint(self.fingerprint(fault, members));
+        out.report(Finding { value, ..finding });
     }
 
     fn units(&self) -> String {
@@ -402,8 +425,10 @@ impl Case<'_, '_> {
                              falls below its minimum, {}.",
                             if self.scheduler.surge {
                                 "and the new one never reaches it"
-                            } else {
+                            } else if self.scheduler.name == "kai" {
                                 "and the scheduler evicts the rest of it"
+                            } else {
+                                "and the rest of it holds its GPUs and serves nothing"
                             }
                         ),
                     )

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::skeleton::group_container;
+use super::skeleton::{group_container, own_ranks};
 use super::{Case, Harm, Mechanism, QueueState, minimum, recreate_strategy, yaml};
 use crate::finding::{FieldPath, Segment};
 use crate::subject::rollout::Rolling;
@@ -22,7 +22,7 @@ impl Case<'_, '_> {
         let misshapen = self.is_misshapen(members);
         if self.grouped && (misshapen || matches!(mechanism, Mechanism::None)) {
             let have = if misshapen {
-                self.serving.workload.size()
+                self.pods().unwrap_or(members)
             } else {
                 members
             };
@@ -139,6 +139,7 @@ impl Case<'_, '_> {
             .map(|container| group_container(container.value, "worker", self.worker_flag()))
             .collect();
         let worker = json!({"schedulerName": self.wanted, "containers": containers});
+        let note = own_ranks(Some(&worker));
         let pipeline = part.clone().keys(&["parallelism", "pipeline"]);
         put(&mut out, &pipeline, Value::from(members));
         put(
@@ -147,7 +148,7 @@ impl Case<'_, '_> {
             Value::from(self.wanted),
         );
         put(&mut out, &part.key("worker"), worker);
-        yaml(&out)
+        format!("{note}{}", yaml(&out))
     }
 }
 

@@ -107,12 +107,14 @@ impl Case<'_, '_> {
         {
             group.insert("volumeClaimTemplates".into(), claims.clone());
         }
-        yaml(&json!({
+        let note = own_ranks(group.get("leaderTemplate").and_then(|pod| pod.get("spec")));
+        let set = yaml(&json!({
             "apiVersion": "leaderworkerset.x-k8s.io/v1",
             "kind": "LeaderWorkerSet",
             "metadata": metadata,
             "spec": {"replicas": groups, "leaderWorkerTemplate": group},
-        }))
+        }));
+        format!("{note}{set}")
     }
 
     /// What an engine's workers are told beside their rank: vLLM's start an API server, and wait for
@@ -173,6 +175,7 @@ pub(super) fn group_container(container: &Value, role: &str, worker_flag: Option
     kept.retain(|key, value| {
         !is_container_default(key, value) && (role == "leader" || !PROBES.contains(&key.as_str()))
     });
+    let worker_flag = worker_flag.filter(|_| role == "worker");
     for list in ["command", "args"] {
         let Some(Value::Array(words)) = kept.get_mut(list) else {
             continue;
@@ -181,6 +184,10 @@ pub(super) fn group_container(container: &Value, role: &str, worker_flag: Option
         let mut ranked = false;
         for word in words.iter_mut() {
             let Some(text) = word.as_str() else { continue };
+            if text.contains(char::is_whitespace) {
+                *word = Value::from(group_script(text, worker_flag));
+                continue;
+            }
             let flag = text.split('=').next().and_then(rank_flag);
             ranked |= matches!(flag, Some(RankFlag::Rank));
             if let Some(flag) = flag_before.take() {
@@ -196,7 +203,7 @@ pub(super) fn group_container(container: &Value, role: &str, worker_flag: Option
                 None => flag_before = rank_flag(text),
             }
         }
-        if let Some(flag) = worker_flag.filter(|_| ranked && role == "worker")
+        if let Some(flag) = worker_flag.filter(|_| ranked)
             && !words.iter().any(|word| word == flag)
         {
             words.push(Value::from(flag));
@@ -205,28 +212,280 @@ pub(super) fn group_container(container: &Value, role: &str, worker_flag: Option
     Value::Object(kept)
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum RankFlag {
     Rank,
     Leader,
 }
 
+/// Flags that take a rank or the leader's address: vLLM's, SGLang's and torchrun's.
+const RANK_FLAGS: [(&str, RankFlag); 11] = [
+    ("--node-rank", RankFlag::Rank),
+    ("--node_rank", RankFlag::Rank),
+    ("--master-addr", RankFlag::Leader),
+    ("--master_addr", RankFlag::Leader),
+    ("--dist-init-addr", RankFlag::Leader),
+    ("--dist_init_addr", RankFlag::Leader),
+    ("--nccl-init-addr", RankFlag::Leader),
+    ("--data-parallel-address", RankFlag::Leader),
+    ("-dpa", RankFlag::Leader),
+    ("--rdzv-endpoint", RankFlag::Leader),
+    ("--rdzv_endpoint", RankFlag::Leader),
+];
+
 fn rank_flag(flag: &str) -> Option<RankFlag> {
-    match flag {
-        "--node-rank" | "--node_rank" | "-r" => Some(RankFlag::Rank),
-        "--master-addr" | "--dist-init-addr" | "--nccl-init-addr" => Some(RankFlag::Leader),
-        _ => None,
+    if flag == "-r" {
+        return Some(RankFlag::Rank);
     }
+    let known = RANK_FLAGS.iter().find(|(known, _)| *known == flag);
+    known.map(|(_, role)| *role)
 }
 
 fn address(role: RankFlag, old: &str) -> String {
     match role {
         RankFlag::Rank => "$(LWS_WORKER_INDEX)".to_owned(),
-        RankFlag::Leader => match old.rsplit_once(':') {
-            Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
+        RankFlag::Leader => match old.trim_matches(['"', '\'']).rsplit_once(':') {
+            Some((_, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
                 format!("$(LWS_LEADER_ADDRESS):{port}")
             }
             _ => "$(LWS_LEADER_ADDRESS)".to_owned(),
         },
+    }
+}
+
+/// A script for a group's pod. A flag is given its value from the LeaderWorkerSet where it stands
+/// once, and before a word that ends where it seems to; a script with branches is left alone.
+fn group_script(script: &str, worker_flag: Option<&str>) -> String {
+    let mut out = script.to_owned();
+    for (flag, role) in RANK_FLAGS {
+        let mut all = flags_in(&out, flag);
+        let (Some(from), None) = (all.next(), all.next()) else {
+            continue;
+        };
+        drop(all);
+        let (Some(before), Some(after)) = (out.get(..from), out.get(from..)) else {
+            continue;
+        };
+        let Some(length) = shell_word(after) else {
+            continue;
+        };
+        let (old, rest) = after.split_at(length);
+        let mut new = address(role, old);
+        if let Some(flag) = worker_flag
+            && role == RankFlag::Rank
+            && flags_in(script, flag).next().is_none()
+        {
+            new = format!("{new} {flag}");
+        }
+        out = format!("{before}{new}{rest}");
+    }
+    out
+}
+
+/// Where the values of a flag begin in a script.
+fn flags_in<'s>(script: &'s str, flag: &'s str) -> impl Iterator<Item = usize> + 's {
+    script.match_indices(flag).filter_map(move |(at, _)| {
+        let before = script.get(..at)?.chars().next_back();
+        let end = at + flag.len();
+        let next = script.get(end..)?.chars().next();
+        let starts = before.is_none_or(char::is_whitespace);
+        match next {
+            Some('=' | ' ') if starts => Some(end + 1),
+            Some('\t' | '\n') | None if starts => Some(end),
+            _ => None,
+        }
+    })
+}
+
+/// The length of the shell word that begins here; `None` where that cannot be told at a glance.
+fn shell_word(text: &str) -> Option<usize> {
+    let mut open: Vec<char> = Vec::new();
+    for (at, c) in text.char_indices() {
+        match (c, open.last()) {
+            (_, Some(close)) if c == *close => {
+                open.pop();
+            }
+            (_, Some('\'')) => {}
+            ('\\' | '`', _) => return None,
+            ('"' | '\'', None) => open.push(c),
+            ('(', _) => open.push(')'),
+            ('{', _) => open.push('}'),
+            (' ' | '\t' | '\n' | ';' | '&' | '|' | '<' | '>' | ')' | '}', None) => {
+                return (at > 0).then_some(at);
+            }
+            _ => {}
+        }
+    }
+    (open.is_empty() && !text.is_empty()).then_some(text.len())
+}
+
+/// What in a command line or environment tells of a rank, an address or a number of nodes that the
+/// pods find out by themselves.
+const OWN: [&str; 13] = [
+    "ray start",
+    "--address",
+    "RAY_ADDRESS",
+    "VLLM_HOST_IP",
+    "MASTER_ADDR",
+    "MASTER_IP",
+    "NODE_RANK",
+    "POD_INDEX",
+    "{HOSTNAME##",
+    "{POD_NAME##",
+    "multi-node-serving",
+    "--nnodes $",
+    "--nnodes=$",
+];
+
+/// A comment for the containers whose command line, script or environment keeps a rank, an address or
+/// a number of nodes of its own; empty where none does.
+pub(super) fn own_ranks(spec: Option<&Value>) -> String {
+    let containers = spec
+        .and_then(|spec| spec.get("containers")?.as_array())
+        .into_iter()
+        .flatten();
+    let mut note = String::new();
+    for container in containers.filter(|container| keeps_its_own(container)) {
+        let name = container.get("name").and_then(Value::as_str);
+        note.push_str(&format!(
+            "# container {} finds its rank, its leader or the number of nodes by itself: take them from\n\
+             # LWS_WORKER_INDEX, LWS_LEADER_ADDRESS and LWS_GROUP_SIZE, which each of these pods has\n",
+            name.unwrap_or_default(),
+        ));
+    }
+    note
+}
+
+fn keeps_its_own(container: &Value) -> bool {
+    let list = |key: &str| container.get(key).and_then(Value::as_array);
+    let words = || ["command", "args"].into_iter().filter_map(list).flatten();
+    let line: Vec<&str> = words().filter_map(Value::as_str).collect();
+    let own = |text: &str| {
+        let values: Vec<&str> = RANK_FLAGS
+            .iter()
+            .flat_map(|(flag, _)| flags_in(text, flag))
+            .filter_map(|from| text.get(from..))
+            .collect();
+        let given = |value: &&str| value.trim_start_matches('"').starts_with("$(LWS_");
+        let kept = !values.iter().all(given);
+        // One that knows of the group, beside what was put here, takes what it has from it; and a
+        // pod's own address is right in every group.
+        let knows = text.matches("LWS_").count() > values.len();
+        let of_the_pod = |own: &str| own == "VLLM_HOST_IP" && text.contains("POD_IP");
+        let own = OWN.iter().any(|own| text.contains(own) && !of_the_pod(own));
+        kept || !knows && own
+    };
+    let in_file = line
+        .iter()
+        .any(|word| word.ends_with(".sh") && !word.contains(char::is_whitespace));
+    let set = list("env").into_iter().flatten().any(|variable| {
+        let name = variable.get("name").and_then(Value::as_str);
+        let own = ["MASTER_ADDR", "MASTER_IP", "NODE_RANK", "POD_INDEX"];
+        let value = variable.get("value").and_then(Value::as_str);
+        name.is_some_and(|name| own.iter().any(|own| name.contains(own)))
+            && !value.is_some_and(|value| value.contains("LWS_"))
+    });
+    set || in_file || own(&line.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_given_the_ranks_and_addresses_of_its_group() {
+        for (script, worker, new) in [
+            (
+                "exec vllm serve m --nnodes 2 --node-rank $RANK --master-addr=\"llm-0.llm\"\n",
+                None,
+                "exec vllm serve m --nnodes 2 --node-rank $(LWS_WORKER_INDEX) \
+                 --master-addr=$(LWS_LEADER_ADDRESS)\n",
+            ),
+            (
+                "vllm serve m --node-rank=${HOSTNAME##*-};",
+                Some("--headless"),
+                "vllm serve m --node-rank=$(LWS_WORKER_INDEX) --headless;",
+            ),
+            (
+                "sglang serve --node-rank $(hostname | cut -d- -f2) --dist-init-addr $H:20000",
+                None,
+                "sglang serve --node-rank $(LWS_WORKER_INDEX) \
+                 --dist-init-addr $(LWS_LEADER_ADDRESS):20000",
+            ),
+            // In branches, in quotes, or with an end that is not to be seen.
+            ("a --node-rank 0 || b --node-rank 1", None, ""),
+            ("sh -c \"vllm serve m --node-rank $R\"", None, ""),
+            ("vllm serve m --node-rank \\\n 1", None, ""),
+            ("vllm serve m --node-rank `rank`", None, ""),
+            ("echo no--node-rank 1 --node-ranks 2", None, ""),
+            ("vllm serve m --node-rank", None, ""),
+        ] {
+            let new = if new.is_empty() { script } else { new };
+            assert_eq!(group_script(script, worker), new, "{script}");
+        }
+    }
+
+    #[test]
+    fn what_stays_its_own_is_said() {
+        let note = |words: &[&str], env: Value| {
+            let container = json!({"name": "llm", "command": words, "env": env});
+            let container = group_container(&container, "leader", None);
+            own_ranks(Some(&json!({"containers": [container]})))
+        };
+        let none = || json!([]);
+        for words in [
+            &["bash", "-c", "ray start --address=llm-0:6379 --block"][..],
+            &[
+                "bash",
+                "-c",
+                "export VLLM_HOST_IP=10.0.0.1; vllm serve m -tp 16",
+            ],
+            &[
+                "bash",
+                "-c",
+                "N=${HOSTNAME##*-}; vllm serve m --node-rank $N --master-addr a",
+            ],
+            &["sh", "-c", "a --node-rank 0 || b --node-rank 1"],
+            &["bash", "/scripts/run.sh"],
+            &["ray", "start", "--address", "llm-0:6379"],
+            &["bash", "-c", "vllm serve m --nnodes $N"],
+        ] {
+            let said = note(words, none());
+            assert!(
+                said.contains("# container llm finds its rank"),
+                "{words:?}: {said}"
+            );
+            assert!(said.contains("LWS_LEADER_ADDRESS"), "{said}");
+        }
+        for words in [
+            &[
+                "vllm",
+                "serve",
+                "m",
+                "--nnodes=2",
+                "--node-rank=0",
+                "--master-addr=a",
+            ][..],
+            &[
+                "bash",
+                "-c",
+                "vllm serve m --nnodes 2 --node-rank $R --master-addr $A",
+            ],
+            &[
+                "bash",
+                "-c",
+                "ray start --address=$LWS_LEADER_ADDRESS:6379 --block",
+            ],
+            &[
+                "bash",
+                "-c",
+                "export VLLM_HOST_IP=$POD_IP; vllm serve m --node-rank $R",
+            ],
+        ] {
+            assert_eq!(note(words, none()), "", "{words:?}");
+        }
+        let address = |value: &str| json!([{"name": "MASTER_ADDR", "value": value}]);
+        assert_ne!(note(&["vllm"], address("llm-0")), "");
+        assert_eq!(note(&["vllm"], address("$(LWS_LEADER_ADDRESS)")), "");
     }
 }

@@ -37,11 +37,19 @@ impl Case<'_, '_> {
             .flags
             .get(&Setting::Tensor)
             .and_then(|all| all.first());
-        let instead = match flag {
-            Some(flag) => format!(
+        // Where a script hides them, what it is given need not reach the engine.
+        let script = value
+            .as_ref()
+            .and_then(|value| value.as_str())
+            .filter(|text| text.contains('/') && !text.starts_with('-') && !text.contains(' '));
+        let instead = match (script, flag) {
+            (Some(script), _) => {
+                format!("# the ConfigMap that holds {script}, checked together with this\n")
+            }
+            (None, Some(flag)) => format!(
                 "args:\n- {flag}=<ranks>   # or in a ConfigMap that is checked together with this\n"
             ),
-            None => String::new(),
+            (None, None) => String::new(),
         };
         let finding = Finding::new(
             path.clone(),

@@ -458,7 +458,7 @@ fn v21_yunikorns_soft_gangs_are_none() {
         let annotations = &mut object["spec"]["template"]["metadata"]["annotations"];
         annotations["yunikorn.apache.org/task-group-name"] = json!("ranks");
         annotations["yunikorn.apache.org/task-groups"] =
-            json!(r#"[{"name": "ranks", "minMember": 2}]"#);
+            json!(r#"[{"name": "ranks", "minMember": 2, "minResource": {}}]"#);
         if let Some(parameters) = parameters {
             annotations["yunikorn.apache.org/schedulingPolicyParameters"] = json!(parameters);
         }
@@ -546,4 +546,107 @@ fn a_gang_of_eight_recreates_or_is_denied() {
     );
     assert_eq!(outcome.level(), Some(Level::Deny));
     judged(&with_minimum(eight(), "7")).denial();
+}
+
+/// What a rollout does to a gang, by scheduler: where each revision is a gang of its own, a small surge
+/// hangs; where old and new pods share one, the new ones are none. Only KAI evicts what falls short.
+#[test]
+fn a_rollout_hangs_where_revisions_are_gangs_and_dissolves_where_they_share_one() {
+    let kubernetes = json!({"schedulingGroup": {"podGroupName": "ranks"}});
+    let group = |api: &str, spec: Value| {
+        json!({
+            "apiVersion": api, "kind": "PodGroup",
+            "metadata": {"name": "ranks", "namespace": "inference"}, "spec": spec,
+        })
+    };
+    let two = json!({"schedulingPolicy": {"gang": {"minCount": 2}}});
+    let native = group("scheduling.k8s.io/v1beta1", two);
+    let plugin = group("scheduling.x-k8s.io/v1alpha1", json!({"minMember": 2}));
+    for (name, unavailable, surge, level, says) in [
+        ("kai", 0, 1, Some(Level::Warn), "not as a gang"),
+        ("kai", 1, 1, Some(Level::Deny), "evicts the rest"),
+        ("volcano", 0, 1, Some(Level::Deny), "it never starts"),
+        ("volcano", 0, 2, None, ""),
+        (
+            "volcano",
+            1,
+            1,
+            Some(Level::Deny),
+            "the new one never reaches it",
+        ),
+        ("kubernetes", 0, 1, Some(Level::Warn), "not as a gang"),
+        ("kubernetes", 0, 2, Some(Level::Warn), "not as a gang"),
+        (
+            "kubernetes",
+            1,
+            1,
+            Some(Level::Deny),
+            "holds its GPUs and serves nothing",
+        ),
+        ("coscheduling", 0, 2, Some(Level::Warn), "not as a gang"),
+        (
+            "coscheduling",
+            1,
+            1,
+            Some(Level::Deny),
+            "holds its GPUs and serves nothing",
+        ),
+    ] {
+        let mut object = gang(2);
+        object["spec"]["strategy"] = json!({
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": unavailable, "maxSurge": surge},
+        });
+        let pod = &mut object["spec"]["template"];
+        pod["spec"]["schedulerName"] = json!(match name {
+            "kai" => "kai-scheduler",
+            "volcano" => "volcano",
+            "coscheduling" => "scheduler-plugins-scheduler",
+            _ => "default-scheduler",
+        });
+        pod["spec"]["schedulingGroup"] = kubernetes["schedulingGroup"].clone();
+        pod["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = json!("ranks");
+        for key in [MINIMUM, "scheduling.volcano.sh/group-min-member"] {
+            object["metadata"]["annotations"][key] = json!("2");
+        }
+        let outcome = Outcome::of(&policy(name, None), &[&object, &native, &plugin]);
+        let outcome = match name {
+            "kai" => Outcome::of(&policy(name, Some("0.18")), &[&object]),
+            _ => outcome,
+        };
+        assert_eq!(outcome.level(), level, "{name} {unavailable} {surge}");
+        let found = outcome.found(GANG_SCHEDULING.id);
+        assert!(
+            found.iter().all(|one| one.message.contains(says)),
+            "{name}: {found:?}"
+        );
+    }
+}
+
+/// Where replicas are silent an autoscaler of the same world says how many pods there are; where none
+/// is seen nobody does, and nothing is denied for their number.
+#[test]
+fn an_autoscaler_tells_the_replicas_that_nobody_wrote() {
+    let mut silent = gang(2);
+    silent["spec"].as_object_mut().unwrap().remove("replicas");
+    let hpa = |least: u64| {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"});
+        json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "llm", "namespace": "inference"},
+            "spec": {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": 8},
+        })
+    };
+    let world =
+        |object: &Value, least: u64| Outcome::of(&Policy::default(), &[object, &hpa(least)]);
+    world(&silent, 2).assert_filled("2");
+    let several = world(&silent, 4);
+    let set: Value = serde_saphyr::from_str(&several.denial().instead).unwrap();
+    assert_eq!(set["spec"]["replicas"], 2);
+    assert!(world(&silent, 1).denial().message.contains("has 1"));
+    let unseen = judged(&silent);
+    assert_eq!(unseen.level(), Some(Level::Warn));
+    assert_eq!(unseen.after["metadata"]["annotations"][MINIMUM], "2");
+    // What somebody wrote counts, whatever scales it.
+    assert!(world(&gang(1), 2).denial().message.contains("has 1"));
 }
