@@ -387,10 +387,8 @@ fn audited(release: &Release) -> Result<()> {
             .filter_map(|pod| get(&pod.gangplank, "/metrics").ok())
             .flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>())
             .filter_map(|line| {
-                Some(
-                    line.split_once(' ')
-                        .map(|(k, v)| (k.to_owned(), v.to_owned()))?,
-                )
+                let (name, value) = line.split_once(' ')?;
+                Some((name.to_owned(), value.to_owned()))
             })
             .filter(|(_, value)| value == "1")
             .collect();

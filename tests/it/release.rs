@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, PostParams},
+    api::{ApiResource, DynamicObject, ListParams, PostParams},
     config::{Config, KubeConfigOptions, Kubeconfig},
     core::GroupVersionKind,
 };
@@ -280,7 +280,7 @@ impl Writes {
         let kept = runtime()?.block_on(async {
             let client = client(&self.kubeconfig).await?;
             let held = api(&client, &self.namespace, HPA)
-                .list(&Default::default())
+                .list(&ListParams::default())
                 .await?;
             anyhow::Ok(held.items.len())
         })?;
