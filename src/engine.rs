@@ -757,7 +757,7 @@ impl Found<'_, '_> {
         }
         // The first argument of an image's entry point is a file as well, and most often the model.
         let runs = program != basename(&file.text)
-            || program.ends_with(".sh")
+            || is_script(program)
             || depth > 0
             || matches!(file.origin, Origin::Command(_));
         if self.runs.len() == before && (runs || text.is_some()) {
@@ -872,12 +872,19 @@ fn script_file<'w>(program: &str, words: &'w [Word]) -> Option<(&'w Word, &'w [W
         "source" | "." => at = 1,
         _ => {
             let first = &words.first()?.text;
-            if first.starts_with('-') || !first.contains('/') && !first.ends_with(".sh") {
+            if first.starts_with('-') || !first.contains('/') && !is_script(first) {
                 return None;
             }
         }
     }
     Some((words.get(at)?, words.get(at + 1..).unwrap_or_default()))
+}
+
+/// Whether a file is a shell's script by its name.
+pub(crate) fn is_script(file: &str) -> bool {
+    std::path::Path::new(file)
+        .extension()
+        .is_some_and(|extension| extension == "sh")
 }
 
 /// Whether a script is one of a shell's: it says so, or says nothing.

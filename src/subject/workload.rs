@@ -749,6 +749,66 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_says_in_its_own_way_how_an_instance_lies() {
+        let template = |args: &[&str]| pod(args, "nvidia.com/gpu", 8);
+        let flat = |args: &[&str], field: &str| {
+            let mut spec = json!({"template": template(args)});
+            spec[field] = json!(2);
+            spec
+        };
+        let ray = |args: &[&str]| {
+            let mut groups = json!([]);
+            if args.contains(&"-pp") {
+                groups = json!([{"groupName": "g", "replicas": 1, "template": template(&[])}]);
+            }
+            json!({"headGroupSpec": {"template": template(args)}, "workerGroupSpecs": groups})
+        };
+        let lws = |args: &[&str]| {
+            let size = if args.contains(&"-pp") { 2 } else { 1 };
+            json!({"leaderWorkerTemplate": {"size": size, "workerTemplate": template(args)}})
+        };
+        let of = |api: &str, kind: &str, spec: Value| {
+            let mut object = json!({"apiVersion": api, "kind": kind});
+            object["spec"] = spec;
+            spread_of(object)
+        };
+        for (args, spread) in [
+            (&["-tp", "8"][..], Spread::SinglePod),
+            (&["-tp", "8", "-pp", "2", "--nnodes", "2"], Spread::Group(2)),
+        ] {
+            for (api, kind, spec) in [
+                ("apps/v1", "Deployment", flat(args, "replicas")),
+                ("apps/v1", "StatefulSet", flat(args, "replicas")),
+                ("apps/v1", "ReplicaSet", flat(args, "replicas")),
+                ("argoproj.io/v1alpha1", "Rollout", flat(args, "replicas")),
+                ("batch/v1", "Job", flat(args, "parallelism")),
+                ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", lws(args)),
+                ("ray.io/v1", "RayCluster", ray(args)),
+                (
+                    "ray.io/v1",
+                    "RayService",
+                    json!({"rayClusterConfig": ray(args)}),
+                ),
+                ("ray.io/v1", "RayJob", json!({"rayClusterSpec": ray(args)})),
+            ] {
+                assert_eq!(of(api, kind, spec), Some(spread), "{kind} {args:?}");
+            }
+        }
+        // KServe's, Grove's and Dynamo's have tables of their own below.
+        for (api, kind) in [
+            ("batch/v1", "CronJob"),
+            ("v1", "Pod"),
+            ("ray.io/v1", "Other"),
+        ] {
+            assert_eq!(
+                of(api, kind, flat(&["-tp", "8"], "replicas")),
+                None,
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
     fn a_ray_cluster_of_a_head_alone_is_one_pod_or_none() {
         let cluster = |tensor: &str, groups: Value| {
             spread_of(json!({

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Case, QueueState, yaml};
+use crate::engine::is_script;
 use crate::subject::{at, workload::Kind};
 
 /// What a pod of a LeaderWorkerSet gets from it, or from nobody.
@@ -344,16 +345,18 @@ pub(super) fn own_ranks(spec: Option<&Value>) -> String {
         .and_then(|spec| spec.get("containers")?.as_array())
         .into_iter()
         .flatten();
-    let mut note = String::new();
-    for container in containers.filter(|container| keeps_its_own(container)) {
-        let name = container.get("name").and_then(Value::as_str);
-        note.push_str(&format!(
-            "# container {} finds its rank, its leader or the number of nodes by itself: take them from\n\
-             # LWS_WORKER_INDEX, LWS_LEADER_ADDRESS and LWS_GROUP_SIZE, which each of these pods has\n",
-            name.unwrap_or_default(),
-        ));
+    let names: Vec<&str> = containers
+        .filter(|container| keeps_its_own(container))
+        .filter_map(|container| container.get("name")?.as_str())
+        .collect();
+    if names.is_empty() {
+        return String::new();
     }
-    note
+    let names = names.join(", ");
+    format!(
+        "# rank, leader and number of nodes that {names} finds by itself: take them from\n# \
+         LWS_WORKER_INDEX, LWS_LEADER_ADDRESS and LWS_GROUP_SIZE, which each of these pods has\n"
+    )
 }
 
 fn keeps_its_own(container: &Value) -> bool {
@@ -377,7 +380,7 @@ fn keeps_its_own(container: &Value) -> bool {
     };
     let in_file = line
         .iter()
-        .any(|word| word.ends_with(".sh") && !word.contains(char::is_whitespace));
+        .any(|word| is_script(word) && !word.contains(char::is_whitespace));
     let set = list("env").into_iter().flatten().any(|variable| {
         let name = variable.get("name").and_then(Value::as_str);
         let own = ["MASTER_ADDR", "MASTER_IP", "NODE_RANK", "POD_INDEX"];
@@ -432,7 +435,7 @@ mod tests {
             let container = group_container(&container, "leader", None);
             own_ranks(Some(&json!({"containers": [container]})))
         };
-        let none = || json!([]);
+        let silent = || json!([]);
         for words in [
             &["bash", "-c", "ray start --address=llm-0:6379 --block"][..],
             &[
@@ -450,9 +453,9 @@ mod tests {
             &["ray", "start", "--address", "llm-0:6379"],
             &["bash", "-c", "vllm serve m --nnodes $N"],
         ] {
-            let said = note(words, none());
+            let said = note(words, silent());
             assert!(
-                said.contains("# container llm finds its rank"),
+                said.starts_with("# rank, leader and number of nodes that llm finds"),
                 "{words:?}: {said}"
             );
             assert!(said.contains("LWS_LEADER_ADDRESS"), "{said}");
@@ -482,7 +485,7 @@ mod tests {
                 "export VLLM_HOST_IP=$POD_IP; vllm serve m --node-rank $R",
             ],
         ] {
-            assert_eq!(note(words, none()), "", "{words:?}");
+            assert_eq!(note(words, silent()), "", "{words:?}");
         }
         let address = |value: &str| json!([{"name": "MASTER_ADDR", "value": value}]);
         assert_ne!(note(&["vllm"], address("llm-0")), "");
