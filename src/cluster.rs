@@ -1,19 +1,23 @@
 //! What is asked of the API server.
 
-use std::path::PathBuf;
+use std::{fmt::Debug, path::PathBuf};
 
-use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+use k8s_openapi::{
+    ClusterResourceScope, Metadata,
+    api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Config,
-    api::{DeleteParams, Patch, PatchParams},
+    Api, Client, Config, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::webhook::registration::{Configurations, FIELD_MANAGER};
 
 pub mod access;
+pub mod authority;
 pub mod exemptions;
 pub mod lease;
 pub mod list;
@@ -40,6 +44,12 @@ pub enum ClusterError {
 }
 
 impl ClusterError {
+    /// Whether somebody else wrote in between: look again.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Request { error, .. }
+            if matches!(&**error, kube::Error::Api(status) if status.code == 409))
+    }
+
     /// Whether the API server knows who asks, and does not let them.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Request { error, .. }
@@ -101,33 +111,105 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Writes the webhook configurations by server-side apply, so that a second replica, or the same one
-/// again, changes nothing.
+/// The webhook configurations of a name, as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Registered {
+    /// What fills.
+    pub mutating: Option<MutatingWebhookConfiguration>,
+    /// What denies.
+    pub validating: Option<ValidatingWebhookConfiguration>,
+}
+
+impl Registered {
+    /// How each entry is called, and the certificates that it trusts us by, PEM.
+    pub fn bundles(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mutating = self.mutating.iter().flat_map(|one| &one.webhooks);
+        let mutating = mutating
+            .flatten()
+            .map(|entry| (&entry.name, &entry.client_config));
+        let validating = self.validating.iter().flat_map(|one| &one.webhooks);
+        let validating = validating
+            .flatten()
+            .map(|entry| (&entry.name, &entry.client_config));
+        mutating.chain(validating).map(|(name, client)| {
+            let bundle = client.ca_bundle.as_ref();
+            (&**name, bundle.map_or(&[][..], |bundle| &bundle.0))
+        })
+    }
+}
+
+/// Reads the webhook configurations.
 ///
 /// # Errors
 /// Where the API server is not reached or refuses.
-pub async fn register(client: &Client, wanted: &Configurations) -> Result<(), ClusterError> {
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let name = wanted
-        .validating
-        .metadata
-        .name
-        .as_deref()
-        .unwrap_or_default();
+pub async fn registered(client: &Client, name: &str) -> Result<Registered, ClusterError> {
     let refused = |kind: &str, error| ClusterError::Request {
-        what: format!("write the {kind} {name:?}"),
+        what: format!("read the {kind} {name:?}"),
         error: Box::new(error),
     };
+    Ok(Registered {
+        mutating: Api::all(client.clone())
+            .get_opt(name)
+            .await
+            .map_err(|error| refused("MutatingWebhookConfiguration", error))?,
+        validating: Api::all(client.clone())
+            .get_opt(name)
+            .await
+            .map_err(|error| refused("ValidatingWebhookConfiguration", error))?,
+    })
+}
+
+/// Writes the webhook configurations by server-side apply, so that a second replica, or the same one
+/// again, changes nothing. What somebody else wrote since they were `seen` is not overwritten: that is
+/// a conflict.
+///
+/// # Errors
+/// Where the API server is not reached or refuses.
+pub async fn register(
+    client: &Client,
+    wanted: Configurations,
+    seen: &Registered,
+) -> Result<(), ClusterError> {
     // What fills comes first: an object that is silent should not be denied before it can be filled.
-    Api::<MutatingWebhookConfiguration>::all(client.clone())
-        .patch(name, &params, &Patch::Apply(&wanted.mutating))
+    apply(client, wanted.mutating, seen.mutating.as_ref()).await?;
+    apply(client, wanted.validating, seen.validating.as_ref()).await
+}
+
+async fn apply<K>(client: &Client, mut wanted: K, seen: Option<&K>) -> Result<(), ClusterError>
+where
+    K: kube::Resource<DynamicType = (), Scope = ClusterResourceScope>
+        + Metadata<Ty = ObjectMeta>
+        + Clone
+        + Debug
+        + Default
+        + DeserializeOwned
+        + Serialize,
+{
+    let name = wanted.name_any();
+    let refused = |error| ClusterError::Request {
+        what: format!("write the {} {name:?}", K::kind(&())),
+        error: Box::new(error),
+    };
+    let api = Api::<K>::all(client.clone());
+    let version = if let Some(seen) = seen {
+        seen.resource_version()
+    } else {
+        // Without entries, so that whoever is second has something to conflict with.
+        let mut empty = K::default();
+        Metadata::metadata_mut(&mut empty).name = Some(name.clone());
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let created = api.create(&params, &empty).await.map_err(refused)?;
+        created.resource_version()
+    };
+    Metadata::metadata_mut(&mut wanted).resource_version = version;
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch(&name, &params, &Patch::Apply(&wanted))
         .await
-        .map_err(|error| refused("MutatingWebhookConfiguration", error))?;
-    Api::<ValidatingWebhookConfiguration>::all(client.clone())
-        .patch(name, &params, &Patch::Apply(&wanted.validating))
-        .await
-        .map_err(|error| refused("ValidatingWebhookConfiguration", error))?;
-    Ok(())
+        .map(|_| ())
+        .map_err(refused)
 }
 
 /// Removes the webhook configurations; the one that blocks writes first. True where there was one.

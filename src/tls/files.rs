@@ -1,10 +1,81 @@
 //! A certificate and key from files, as cert-manager or a site's own tooling writes them.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{Identity, TlsError};
+
+/// What was read from files: a pair, and what clients are to trust.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The certificate and its key.
+    pub identity: Identity,
+    /// Who signed it, PEM.
+    pub bundle: Vec<u8>,
+}
+
+/// Certificate files that are looked at again and again, whole: the kubelet swaps a link above the
+/// files of a projected volume and leaves their own times alone.
+#[derive(Debug)]
+pub struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: PathBuf,
+    /// What was served last of the three, byte for byte.
+    taken: [Vec<u8>; 3],
+}
+
+impl Files {
+    /// Reads certificate, key and authority.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(
+        certificate: &Path,
+        key: &Path,
+        authority: &Path,
+        now: SystemTime,
+    ) -> Result<(Self, Loaded), TlsError> {
+        let mut files = Self {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            authority: authority.to_owned(),
+            taken: [const { Vec::new() }; 3],
+        };
+        let loaded = files.look(now)?.ok_or_else(|| TlsError::Empty {
+            path: certificate.display().to_string(),
+            what: "certificate",
+        })?;
+        Ok((files, loaded))
+    }
+
+    /// Looks at the files. Some when they hold something else than what was taken before.
+    ///
+    /// # Errors
+    /// As [`load`]: also for half of a pair that is just being written. It is looked at again.
+    pub fn look(&mut self, now: SystemTime) -> Result<Option<Loaded>, TlsError> {
+        let bytes = || Ok([read(&self.certificate)?, read(&self.key)?, read(&self.authority)?]);
+        let before = bytes()?;
+        if before == self.taken {
+            return Ok(None);
+        }
+        let loaded = Loaded {
+            identity: load(&self.certificate, &self.key, now)?,
+            bundle: bundle(&self.authority)?,
+        };
+        // Nothing moved while they were read: the three belong together.
+        if bytes()? != before {
+            return Ok(None);
+        }
+        self.taken = before;
+        Ok(Some(loaded))
+    }
+}
 
 /// Reads a chain and its key.
 ///
