@@ -1,7 +1,11 @@
 //! What a cluster already runs, judged as the webhook would: its objects are read page by page and
 //! reviewed as they come, and nothing is written.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -12,21 +16,22 @@ use tokio::task::JoinHandle;
 use crate::{
     cluster::{
         ClusterError,
-        list::{self, Scope, Sink, objects, resource, values},
+        list::{self, Page, Scope, Sink, gathered, resource, values},
     },
     facts::{Facts, Listed, Watched},
     finding::{Finding, Level},
     policy::Policy,
+    report::{self, ObjectName},
     review::{Review, Skip, review},
     rules::{Kind, Rule, kinds},
-    subject::{Door, Operation, Subject},
+    subject::{Door, Operation, Subject, at},
 };
 
 pub mod continuous;
 
 /// Kinds that are listed at the same time: enough to keep the reviews busy, and few enough for an API
-/// server that has others to serve.
-const AT_ONCE: usize = 4;
+/// server that has others to serve. Of each, one page is reviewed while the next is fetched.
+const AT_ONCE: usize = 2;
 
 /// What to look at.
 #[derive(Clone, Debug)]
@@ -50,20 +55,39 @@ impl Default for Plan {
     }
 }
 
-/// An object and what is said of it.
+/// What is said of an object, and what names it. The object itself is not kept.
 #[derive(Clone, Debug)]
 pub struct Audited {
-    /// The object.
-    pub subject: Subject,
+    /// What names it.
+    pub object: ObjectName,
+    /// What tells it from all others, of other times and of the same name, too; where it is asked for.
+    pub uid: Option<String>,
+    /// Which of its versions was looked at, where it is asked for and something is said.
+    pub resource_version: Option<String>,
+    /// Who it belongs to, where it says so and something is said.
+    pub owner: Option<String>,
     /// What is said.
     pub review: Review,
+}
+
+/// What comes of looking at an object.
+#[derive(Debug)]
+pub enum Judged<T> {
+    /// No rule speaks of it.
+    Passed,
+    /// There is nothing to tell of it.
+    Clean,
+    /// There is.
+    Told(T),
 }
 
 /// What an audit saw.
 #[derive(Debug)]
 pub struct Seen<T> {
-    /// What was said of the objects, kind by kind in the order of the lists.
-    pub objects: Vec<T>,
+    /// What is to be told, kind by kind in the order of the lists.
+    pub told: Vec<T>,
+    /// Objects of which there is nothing to tell.
+    pub clean: usize,
     /// What could not be looked at, and why.
     pub unseen: Vec<String>,
 }
@@ -71,9 +95,26 @@ pub struct Seen<T> {
 impl<T> Default for Seen<T> {
     fn default() -> Self {
         Self {
-            objects: Vec::new(),
+            told: Vec::new(),
+            clean: 0,
             unseen: Vec::new(),
         }
+    }
+}
+
+impl<T> Seen<T> {
+    fn take(&mut self, judged: Judged<T>) {
+        match judged {
+            Judged::Passed => {}
+            Judged::Clean => self.clean += 1,
+            Judged::Told(told) => self.told.push(told),
+        }
+    }
+
+    fn append(&mut self, mut more: Self) {
+        self.told.append(&mut more.told);
+        self.clean += more.clean;
+        self.unseen.append(&mut more.unseen);
     }
 }
 
@@ -96,8 +137,8 @@ impl Progress for () {
 pub trait Judge: Send + Sync + 'static {
     /// What is said of an object.
     type Told: Send + 'static;
-    /// What is said of this object; none where it is not to be told of.
-    fn judge(&self, subject: Subject) -> Option<Self::Told>;
+    /// What is said of this object.
+    fn judge(&self, subject: &Subject) -> Judged<Self::Told>;
 }
 
 /// What rules know besides the object at hand, as the webhook knows it by its watches.
@@ -112,26 +153,21 @@ pub async fn facts(
     for watched in Watched::ALL {
         let (group, version, plural) = watched.resource();
         let resource = resource(group, version, watched.kind(), plural);
-        let digest = |value: Value| {
+        let add = |listed: &mut Listed, value: Value| {
             let text = |key: &str| {
-                let found = value.pointer(&format!("/metadata/{key}"));
-                found.and_then(Value::as_str).unwrap_or_default().to_owned()
+                let found = at(&value, &["metadata", key]);
+                found.and_then(Value::as_str).unwrap_or_default()
             };
-            let (namespace, name) = (text("namespace"), text("name"));
-            Some((namespace, name, watched.fact(&value, engines)?))
+            if let Some(fact) = watched.fact(&value, engines) {
+                listed.add(text("namespace"), text("name"), fact);
+            }
         };
         let namespace = scope
             .namespace
             .as_deref()
             .filter(|_| watched.is_namespaced());
-        match objects(client, &resource, namespace, digest).await {
-            Ok(Some(all)) => {
-                let mut listed = Listed::default();
-                for (namespace, name, fact) in all {
-                    listed.add(&namespace, &name, fact);
-                }
-                facts = facts.with_cluster(|cluster| cluster.replace(watched, &listed));
-            }
+        match gathered(client, &resource, namespace, add).await {
+            Ok(Some(all)) => facts = facts.with_cluster(|cluster| cluster.replace(watched, &all)),
             Ok(None) => facts = facts.with_cluster(|cluster| cluster.unserved(watched)),
             Err(error) => unseen.push(format!("{error}; what depends on it is taken for unknown")),
         }
@@ -150,28 +186,55 @@ pub struct ByPolicy {
     pub now: Timestamp,
     /// Only what these rules find; everything where there are none.
     pub rules: Vec<&'static Rule>,
+    /// Objects are told of in which nothing is found, too.
+    pub clean: bool,
+    /// Objects are told of with what tells them from others of the same name.
+    pub identity: bool,
 }
 
 impl Judge for ByPolicy {
     type Told = Audited;
 
-    fn judge(&self, subject: Subject) -> Option<Audited> {
-        let mut review = review(&self.policy, &self.facts, &subject, self.now);
+    fn judge(&self, subject: &Subject) -> Judged<Audited> {
+        let Some(review) = self.review(subject) else {
+            return Judged::Passed;
+        };
+        let is_clean = review.findings.is_empty();
+        if is_clean && !self.clean {
+            return Judged::Clean;
+        }
+        let text = |key: &str| {
+            let text = at(&subject.value, &["metadata", key]).and_then(Value::as_str);
+            text.filter(|_| self.identity).map(str::to_owned)
+        };
+        Judged::Told(Audited {
+            object: ObjectName::from(subject),
+            uid: text("uid"),
+            resource_version: text("resourceVersion").filter(|_| !is_clean),
+            owner: report::audit::owner(subject).filter(|_| !is_clean),
+            review,
+        })
+    }
+}
+
+impl ByPolicy {
+    /// What is said of an object; none where no rule speaks of it.
+    pub fn review(&self, subject: &Subject) -> Option<Review> {
+        let mut review = review(&self.policy, &self.facts, subject, self.now);
         if review.skipped == Some(Skip::Kind) {
             return None;
         }
         if review.skipped.is_none() {
-            review.findings.extend(self.would_be_filled(&subject));
+            review.findings.extend(self.would_be_filled(subject));
         }
         if !self.rules.is_empty() {
             let wanted = |id: &str| self.rules.iter().any(|rule| rule.id == id);
             review.findings.retain(|finding| wanted(finding.rule));
         }
-        Some(Audited { subject, review })
+        review.findings.shrink_to_fit();
+        Some(review)
     }
-}
 
-impl ByPolicy {
     /// What would be filled if the object were created now, by what its authors are known to have
     /// written. What they are told of already is not told twice.
     fn would_be_filled(&self, subject: &Subject) -> Vec<Finding> {
@@ -217,8 +280,7 @@ pub async fn run<J: Judge>(
     all.sort_by_key(|(position, _)| *position);
     let mut seen = Seen::default();
     for (_, of_kind) in all {
-        seen.objects.extend(of_kind.objects);
-        seen.unseen.extend(of_kind.unseen);
+        seen.append(of_kind);
     }
     seen
 }
@@ -287,13 +349,12 @@ async fn in_scope<J: Judge>(
             judge: Arc::clone(judge),
             progress,
             pending: None,
-            done: Vec::new(),
+            done: Seen::default(),
         };
         let served = values(client, &resource, scope, &mut reader).await;
         reader.settle().await;
-        let failed = served.as_ref().is_err();
-        if !failed {
-            seen.objects.append(&mut reader.done);
+        if served.is_ok() {
+            seen.append(reader.done);
         }
         if served? {
             break;
@@ -308,43 +369,66 @@ struct Reader<'p, J: Judge> {
     api_version: String,
     judge: Arc<J>,
     progress: &'p dyn Progress,
-    pending: Option<JoinHandle<Vec<J::Told>>>,
-    done: Vec<J::Told>,
+    pending: Option<JoinHandle<Seen<J::Told>>>,
+    done: Seen<J::Told>,
 }
 
 impl<J: Judge> Reader<'_, J> {
     async fn settle(&mut self) {
-        if let Some(pending) = self.pending.take() {
-            // A review that panics is a fault of ours; the other pages still count.
-            self.done.extend(pending.await.unwrap_or_default());
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        match pending.await {
+            Ok(page) => self.done.append(page),
+            Err(error) => self.done.unseen.push(format!(
+                "a page of {}.{} could not be judged: {error}",
+                self.kind.resource, self.kind.group
+            )),
         }
     }
 }
 
-impl<J: Judge> Sink<Value> for Reader<'_, J> {
-    async fn take(&mut self, items: Vec<Value>, remaining: Option<u64>) {
+impl<J: Judge> Sink<Page> for Reader<'_, J> {
+    async fn take(&mut self, page: Page, remaining: Option<u64>) {
         self.settle().await;
-        self.progress.reviewed(self.kind, items.len(), remaining);
+        self.progress.reviewed(self.kind, page.count(), remaining);
         tokio::time::sleep(self.progress.pause()).await;
-        let (judge, api_version, kind) = (
-            Arc::clone(&self.judge),
-            self.api_version.clone(),
-            self.kind.kind,
-        );
+        let (judge, api_version, kind) =
+            (Arc::clone(&self.judge), self.api_version.clone(), self.kind);
         self.pending = Some(tokio::task::spawn_blocking(move || {
-            let subjects = items
-                .into_iter()
-                .filter_map(|item| subject(item, &api_version, kind));
-            subjects
-                .filter_map(|subject| judge.judge(subject))
-                .collect()
+            judged(&page, &*judge, &api_version, kind)
         }));
     }
 
     fn begin_again(&mut self) {
         self.pending = None;
-        self.done.clear();
+        self.done = Seen::default();
     }
+}
+
+/// What is said of the objects of a page.
+fn judged<J: Judge>(page: &Page, judge: &J, api_version: &str, kind: &Kind) -> Seen<J::Told> {
+    let mut seen = Seen::default();
+    let read = page.each(|item| {
+        let Some(subject) = subject(item, api_version, kind.kind) else {
+            return;
+        };
+        // A review that panics is a fault of ours; the other objects still count.
+        match catch_unwind(AssertUnwindSafe(|| judge.judge(&subject))) {
+            Ok(judged) => seen.take(judged),
+            Err(_) => seen.unseen.push(format!(
+                "{} could not be judged: a fault of Gangplank itself",
+                ObjectName::from(&subject)
+            )),
+        }
+    });
+    if let Err(error) = read {
+        let (plural, group) = (kind.resource, kind.group);
+        seen.unseen.push(format!(
+            "not all of a page of {plural}.{group} could be read: {error}"
+        ));
+    }
+    seen
 }
 
 /// The items of a list do not say what they are.
@@ -357,4 +441,38 @@ pub(crate) fn subject(mut item: Value, api_version: &str, kind: &str) -> Option<
         door: Door::Audit,
         ..subject
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Shaky;
+
+    impl Judge for Shaky {
+        type Told = String;
+
+        fn judge(&self, subject: &Subject) -> Judged<String> {
+            assert_ne!(subject.name, "bad", "a fault of ours");
+            Judged::Told(subject.name.clone())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_named_and_the_rest_is_judged() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        let named = |name: &str| json!({"metadata": {"name": name, "namespace": "a"}}).to_string();
+        let items = [named("one"), named("bad"), named("two"), deep].join(",");
+        let page = Page::read(format!("{{\"items\": [{items}]}}")).unwrap().1;
+        assert_eq!(page.count(), 4);
+        let seen = judged(&page, &Shaky, "apps/v1", &kinds::DEPLOYMENT);
+        assert_eq!(seen.told, ["one", "two"]);
+        let [fault, unread] = &seen.unseen[..] else {
+            panic!("{:?}", seen.unseen);
+        };
+        assert!(fault.starts_with("Deployment a/bad could not be judged"));
+        assert!(unread.starts_with("not all of a page of deployments.apps could be read"));
+    }
 }

@@ -97,7 +97,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 
 /// Prints a text. A text that cannot be written is a job that was not done.
 fn print(text: &str, code: u8) -> u8 {
-    match report::print(text) {
+    print_with(|out| out.write_all(text.as_bytes()), code)
+}
+
+/// As [`print`], of what is made while it is written.
+fn print_with(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>, code: u8) -> u8 {
+    match report::print_with(write) {
         Ok(()) => code,
         Err(error) => {
             report::complain(&format!("cannot write the report: {error}"));

@@ -4,17 +4,23 @@ use std::{fmt::Debug, path::PathBuf};
 
 use k8s_openapi::{
     ClusterResourceScope, Metadata,
-    api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    api::{
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+        rbac::v1::ClusterRole,
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
-    Api, Client, Config, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    Api, Client, Config, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::webhook::registration::{Configurations, FIELD_MANAGER};
+
+/// Who makes the webhook configurations, before anything stands in them.
+const CREATOR: &str = "gangplank-create";
 
 pub mod access;
 pub mod authority;
@@ -30,9 +36,18 @@ pub enum ClusterError {
     /// No usable configuration.
     #[error("no access to a cluster: {0}")]
     Config(String),
+    /// What the configurations are to belong to is not there.
+    #[error(
+        "there is no ClusterRole {0:?} for the webhook configurations to belong to, or it is being \
+         deleted; without it nothing would remove them when Gangplank is uninstalled"
+    )]
+    Owner(String),
     /// The cluster has no such API.
     #[error("the cluster serves no {0}")]
     Unserved(String),
+    /// Somebody else wrote it meanwhile.
+    #[error("somebody else wrote the {0} in between")]
+    Overtaken(String),
     /// A request failed.
     #[error("the API server refused to {what}: {error}")]
     Request {
@@ -46,8 +61,13 @@ pub enum ClusterError {
 impl ClusterError {
     /// Whether somebody else wrote in between: look again.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Request { error, .. }
-            if matches!(&**error, kube::Error::Api(status) if status.code == 409))
+        match self {
+            Self::Overtaken(_) => true,
+            Self::Request { error, .. } => {
+                matches!(&**error, kube::Error::Api(status) if status.code == 409)
+            }
+            _ => false,
+        }
     }
 
     /// Whether the API server knows who asks, and does not let them.
@@ -109,6 +129,34 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The ClusterRole of that name as the owner of what is written: the garbage collector removes it when
+/// the ClusterRole goes, though no pod of ours may be left to do it.
+///
+/// # Errors
+/// Where it is not there any more, or the API server is not reached or refuses.
+pub async fn owner(client: &Client, name: &str) -> Result<OwnerReference, ClusterError> {
+    let found = Api::<ClusterRole>::all(client.clone())
+        .get_metadata_opt(name)
+        .await
+        .map_err(|error| ClusterError::Request {
+            what: format!("get the ClusterRole {name:?}"),
+            error: Box::new(error),
+        })?;
+    let meta = found
+        .map(|role| role.metadata)
+        .filter(|meta| meta.deletion_timestamp.is_none());
+    let Some(uid) = meta.and_then(|meta| meta.uid) else {
+        return Err(ClusterError::Owner(name.to_owned()));
+    };
+    Ok(OwnerReference {
+        api_version: ClusterRole::api_version(&()).into_owned(),
+        kind: ClusterRole::kind(&()).into_owned(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    })
 }
 
 /// The webhook configurations of a name, as they are.
@@ -194,14 +242,22 @@ where
     let version = if let Some(seen) = seen {
         seen.resource_version()
     } else {
-        // Without entries, so that whoever is second has something to conflict with.
-        let mut empty = K::default();
-        Metadata::metadata_mut(&mut empty).name = Some(name.clone());
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        let created = api.create(&params, &empty).await.map_err(refused)?;
+        // Without entries and by a manager of its own, so that whoever is second changes nothing, and
+        // has something to conflict with.
+        let empty = serde_json::json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": name},
+        });
+        let params = PatchParams::apply(CREATOR);
+        let patch = Patch::Apply(&empty);
+        let created = api.patch(&name, &params, &patch).await.map_err(refused)?;
+        let filled = serde_json::to_value(&created)
+            .is_ok_and(|created| created.get("webhooks").is_some_and(|entries| !entries.is_null()));
+        if filled {
+            let what = format!("{} {name:?}", K::kind(&()));
+            return Err(ClusterError::Overtaken(what));
+        }
         created.resource_version()
     };
     Metadata::metadata_mut(&mut wanted).resource_version = version;

@@ -25,7 +25,7 @@ use crate::{
     finding::{Finding, Level},
     policy::Policy,
     review::{Review, Skip, review},
-    rules::{Kind, RULES, kinds},
+    rules::{Kind, RULES, Rule, kinds},
     subject::{Door, Operation, Subject, at, group_of, scale_target::ScaleTarget},
     text::{cut, shown},
 };
@@ -244,10 +244,33 @@ impl Findings {
     }
 }
 
+/// What to tell of; everything where nothing is named.
+#[derive(Clone, Debug, Default)]
+pub struct Only {
+    /// Writes of these users.
+    pub users: Vec<String>,
+    /// Writes in these namespaces.
+    pub namespaces: Vec<String>,
+    /// What these rules find.
+    pub rules: Vec<&'static Rule>,
+}
+
+impl Only {
+    fn takes(&self, head: &Head, reference: &ObjectRef) -> bool {
+        let takes = |names: &[String], name: &String| names.is_empty() || names.contains(name);
+        takes(&self.users, &head.user().username) && takes(&self.namespaces, &reference.namespace)
+    }
+
+    fn wants(&self, finding: &Finding) -> bool {
+        self.rules.is_empty() || self.rules.iter().any(|rule| rule.id == finding.rule)
+    }
+}
+
 /// A replay under way.
 #[derive(Debug)]
 pub struct Replay {
     policy: Policy,
+    only: Only,
     world: World,
     found: Findings,
 }
@@ -258,9 +281,16 @@ impl Replay {
         Self::within(policy, WORLD_LIMIT)
     }
 
+    /// The same replay, that tells of less.
+    #[must_use]
+    pub fn only(self, only: Only) -> Self {
+        Self { only, ..self }
+    }
+
     fn within(policy: Policy, bytes: usize) -> Self {
         Self {
             policy,
+            only: Only::default(),
             world: World::new(bytes),
             found: Findings::default(),
         }
@@ -323,6 +353,10 @@ impl Replay {
         let head = &event.head;
         if reference.namespace == LEFT_OUT {
             self.found.writes.left_out += 1;
+            return;
+        }
+        if !self.only.takes(head, reference) {
+            self.pass(event, reference, kind);
             return;
         }
         self.found.writes.seen += 1;
@@ -388,6 +422,20 @@ impl Replay {
         }
     }
 
+    /// Sees what a write leaves behind, of which there is nothing to tell.
+    fn pass(&mut self, event: &Event, reference: &ObjectRef, kind: &'static Kind) {
+        let head = &event.head;
+        if head.code().is_some_and(|code| code >= 300) || head.is_dry_run() {
+            return;
+        }
+        let key = Key::new(kind, &reference.namespace, &reference.name);
+        match object(event, reference, kind) {
+            Ok(value) if !key.name.is_empty() => self.world.remember(key, &value),
+            Ok(_) => {}
+            Err(_) => self.world.forget(&key),
+        }
+    }
+
     fn judge(&mut self, write: &Write<'_>) {
         let Write {
             head,
@@ -409,6 +457,7 @@ impl Replay {
         let mut told: Vec<(Effect, &Finding)> = filled
             .iter()
             .chain(&review.findings)
+            .filter(|finding| self.only.wants(finding))
             .filter_map(|finding| Some((Effect::of(finding, *certain)?, finding)))
             .collect();
         // Into what is denied nothing is filled, and nobody is warned.

@@ -41,8 +41,8 @@ pub struct Report {
 /// One object, or one place where there was none to be read.
 #[derive(Debug)]
 pub struct Entry {
-    /// Where it comes from; none for what lives in a cluster.
-    pub origin: Option<Origin>,
+    /// Where it comes from; none for what lives in a cluster, of which there is much.
+    pub origin: Option<Box<Origin>>,
     /// Which object; none where none could be read.
     pub object: Option<ObjectName>,
     /// Who an object of a cluster belongs to, where it says so.
@@ -202,6 +202,12 @@ impl Report {
         self.entries.push(entry);
     }
 
+    /// Counts objects in which nothing was found, and which are not listed.
+    pub fn add_clean(&mut self, count: usize) {
+        self.summary.objects += count;
+        self.summary.allowed += count;
+    }
+
     fn leave_out_known(&mut self, entry: &mut Entry) {
         if self.baseline.is_empty() {
             return;
@@ -306,16 +312,30 @@ impl Style {
 /// # Errors
 /// Where it cannot be written, as on a full disk.
 pub fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+    print_with(|out| out.write_all(text.as_bytes()))
+}
+
+/// As [`print`], of what is made while it is written: a report of a whole cluster is larger than all
+/// that was found.
+///
+/// # Errors
+/// Where it cannot be written, as on a full disk.
+pub fn print_with(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(64 * 1024, io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            // What is left would be tried again when it is dropped.
+            let _ = out.into_parts();
+            Ok(())
+        }
         result => result,
     }
 }
 
 /// Writes to standard error, where standard output is taken by something else.
-pub fn print_aside(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+pub fn print_aside(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
+    let mut out = io::BufWriter::new(io::stderr().lock());
+    let _ = write(&mut out).and_then(|()| out.flush());
 }
 
 /// Writes one line to standard error.

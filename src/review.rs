@@ -99,16 +99,20 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         Door::Check | Door::Audit => true,
     };
     if fills && !is_child && kinds::is_filled(subject.group(), &subject.kind) {
-        let mut patcher = Patcher::new(Value::clone(&subject.value));
+        // Most objects are left as they are, and need no copy to be changed.
+        let mut patcher = None;
         let memo = Memo::default();
         for rule in rules().filter(|rule| !is_claimed(policy, subject, rule, now)) {
             findings.extend(fill(rule, policy, facts, subject, now, &memo, &mut patcher));
         }
-        let (value, operations) = patcher.finish();
+        let (value, operations) = match patcher.map(Patcher::finish) {
+            Some((value, operations)) => (Some(value), operations),
+            None => (None, Patch::default()),
+        };
         // In `check` silence is filled before the verdict, as it will be in the cluster; what
         // lives in a cluster is judged as it stands.
         if !operations.0.is_empty() && matches!(subject.door, Door::Check | Door::Validate) {
-            judged = Some(subject.with_value(value));
+            judged = value.map(|value| subject.with_value(value));
         }
         if !dry {
             patch = operations;
@@ -308,7 +312,7 @@ fn fill<'a>(
     subject: &'a Subject,
     now: Timestamp,
     memo: &'a Memo<'a>,
-    patcher: &mut Patcher,
+    patcher: &mut Option<Patcher>,
 ) -> Vec<Finding> {
     let (Some(fill), Some(effective)) = (rule.fill, policy.effective(rule, subject, facts)) else {
         return Vec::new();
@@ -331,6 +335,8 @@ fn fill<'a>(
     if edits.is_empty() {
         return Vec::new();
     }
+    let copy = || Patcher::new(Value::clone(&subject.value));
+    let patcher = patcher.get_or_insert_with(copy);
     let before = patcher.clone();
     let mut filled = Vec::new();
     for one in edits.into_vec() {

@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,6 +16,8 @@ use rustls::{
     server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
 };
+
+use x509_parser::extensions::GeneralName;
 
 use bundle::Anchor;
 use client::Clients;
@@ -72,6 +75,14 @@ pub enum TlsError {
     /// The key is another's.
     #[error("the private key is not that of its certificate")]
     Stranger,
+    /// The certificate is another authority's.
+    #[error("the certificate does not chain to what {path} holds: {error}")]
+    Untrusted {
+        /// The file of the authority.
+        path: String,
+        /// Why not.
+        error: String,
+    },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -171,6 +182,26 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime)
         at(validity.not_before.timestamp()),
         at(validity.not_after.timestamp()),
     ))
+}
+
+/// The first alternative name of a certificate, a DNS name or an address.
+fn first_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        // A wildcard stands for any one label.
+        GeneralName::DNSName(name) => Some(name.replacen('*', "any", 1)),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    })
+}
+
+/// An address of a certificate: 4 or 16 bytes (RFC 5280, 4.2.1.6).
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 /// A time as people read it.

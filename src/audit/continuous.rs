@@ -20,14 +20,13 @@ use kube::{
         watcher::{self, watcher},
     },
 };
-use serde_json::Value;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::Instant,
 };
 
-use super::{Audited, ByPolicy, Judge, Plan, Progress, run};
+use super::{Audited, ByPolicy, Judge, Judged, Plan, Progress, run};
 use crate::{
     cluster::{
         ClusterError, chain,
@@ -37,9 +36,9 @@ use crate::{
     },
     finding::{Finding, Level},
     metrics::Metrics,
-    report::{ObjectName, fingerprint},
+    report::fingerprint,
     rules::{Kind, kinds},
-    subject::{Subject, at},
+    subject::{Subject, group_of},
     text::cut,
     webhook::Desk,
 };
@@ -190,6 +189,9 @@ impl Patrol {
             facts: self.desk.facts.load_full(),
             now: (self.desk.clock)(),
             rules: Vec::new(),
+            // Of what is clean now, too, something may have been told before.
+            clean: true,
+            identity: true,
         })
     }
 
@@ -202,14 +204,14 @@ impl Patrol {
             tracing::warn!("the audit could not see everything: {unseen}");
         }
         if all {
-            let met: BTreeSet<_> = seen.objects.iter().map(key).collect();
+            let met: BTreeSet<_> = seen.told.iter().map(key).collect();
             self.known.retain(|key, _| met.contains(key));
         }
-        self.write(&seen.objects, all).await;
-        self.tell(&seen.objects, told.as_ref()).await;
+        self.write(&seen.told, all).await;
+        self.tell(&seen.told, told.as_ref()).await;
         self.desk.metrics.audit_took(started.elapsed(), all);
         tracing::info!(
-            objects = seen.objects.len(),
+            objects = seen.told.len() + seen.clean,
             seconds = started.elapsed().as_secs_f64(),
             "audited the cluster"
         );
@@ -224,7 +226,11 @@ impl Patrol {
                 continue;
             };
             match fetch(&self.client, kind, &change).await {
-                Ok(Some(subject)) => audited.extend(judge.judge(subject)),
+                Ok(Some(subject)) => {
+                    if let Judged::Told(told) = judge.judge(&subject) {
+                        audited.push(told);
+                    }
+                }
                 Ok(None) => {
                     self.known
                         .remove(&(kind.kind, change.namespace, change.name));
@@ -257,7 +263,6 @@ impl Patrol {
     /// Counts what was found, and tells what is new.
     async fn tell(&mut self, audited: &[Audited], before: Option<&BTreeSet<String>>) {
         for one in audited {
-            let object = ObjectName::from(&one.subject);
             let findings = || one.review.findings.iter().filter(|finding| !finding.filled);
             let known = self.known.entry(key(one)).or_default();
             known.counted = findings()
@@ -265,7 +270,7 @@ impl Patrol {
                 .collect();
             let now: BTreeMap<String, &Finding> = findings()
                 .filter(|finding| finding.level >= Level::Warn)
-                .map(|finding| (fingerprint(Some(&object), finding), finding))
+                .map(|finding| (fingerprint(Some(&one.object), finding), finding))
                 .collect();
             let new: Vec<&Finding> = now
                 .iter()
@@ -277,7 +282,7 @@ impl Patrol {
                 .collect();
             known.told = now.keys().cloned().collect();
             for finding in new {
-                self.publish(&one.subject, finding).await;
+                self.publish(one, finding).await;
             }
         }
         self.known.retain(|_, known| !known.counted.is_empty());
@@ -290,18 +295,15 @@ impl Patrol {
         self.desk.metrics.audited(counts);
     }
 
-    async fn publish(&self, subject: &Subject, finding: &Finding) {
-        let text = |key: &str| {
-            let value = at(&subject.value, &["metadata", key]);
-            value.and_then(Value::as_str).map(str::to_owned)
-        };
+    async fn publish(&self, audited: &Audited, finding: &Finding) {
+        let object = &audited.object;
         let reference = ObjectReference {
-            api_version: Some(subject.api_version.clone()),
-            kind: Some(subject.kind.clone()),
-            namespace: subject.namespace.clone(),
-            name: Some(subject.name.clone()),
-            uid: text("uid"),
-            resource_version: text("resourceVersion"),
+            api_version: Some(object.api_version.clone()),
+            kind: Some(object.kind.clone()),
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            uid: audited.uid.clone(),
+            resource_version: audited.resource_version.clone(),
             field_path: None,
         };
         let event = Event {
@@ -332,14 +334,15 @@ fn reason(rule: &str) -> String {
 }
 
 fn key(audited: &Audited) -> (&'static str, Option<String>, String) {
-    let subject = &audited.subject;
+    let object = &audited.object;
+    let group = group_of(&object.api_version);
     let kind = kinds::ALL
         .iter()
-        .find(|kind| kind.kind == subject.kind && kind.group == subject.group());
+        .find(|kind| kind.kind == object.kind && kind.group == group);
     (
         kind.map_or("", |kind| kind.kind),
-        subject.namespace.clone(),
-        subject.name.clone(),
+        object.namespace.clone(),
+        object.name.clone().unwrap_or_default(),
     )
 }
 

@@ -1,6 +1,10 @@
 //! `gangplank audit`
 
-use std::{io::IsTerminal, path::PathBuf, sync::Arc};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
@@ -10,7 +14,7 @@ use crate::{
     cli::{Colour, FAILED},
     cluster::{ClusterArgs, list::Scope, reports},
     policy::Policy,
-    report::{self, Entry, ObjectName, Outcome, Problem, Report},
+    report::{self, Entry, Outcome, Problem, Report},
     rules::{self, Kind, kinds},
     text::nearest,
 };
@@ -142,14 +146,17 @@ pub fn run(args: &Args) -> u8 {
             return FAILED;
         }
     };
-    let text = match args.output {
-        Output::Text => report::audit::render(&report, args.color.wanted()),
-        Output::Json => report::json::render(&report),
-        Output::Sarif => report::sarif::render(&report),
-        Output::Junit => report::junit::render(&report),
-        Output::Html => report::html::render(&report),
+    let write = |out: &mut dyn io::Write| {
+        let text = match args.output {
+            Output::Text => report::audit::render(&report, args.color.wanted()),
+            Output::Json => return report::json::write(&report, out),
+            Output::Sarif => return report::sarif::write(&report, out),
+            Output::Junit => return report::junit::write(&report, out),
+            Output::Html => report::html::render(&report),
+        };
+        out.write_all(text.as_bytes())
     };
-    super::print(&text, report.exit_code())
+    super::print_with(write, report.exit_code())
 }
 
 async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String> {
@@ -167,6 +174,9 @@ async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String
         facts: Arc::new(facts),
         now,
         rules: plan.rules.clone(),
+        // Some forms list every object; and of an object that is clean now a report may be there.
+        clean: args.report || matches!(args.output, Output::Json | Output::Junit),
+        identity: args.report,
     });
     let seen = audit::run(&client, plan, &judge, &bar).await;
     bar.done();
@@ -177,7 +187,7 @@ async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String
             && args.kind.is_empty()
             && plan.scope.namespace.is_none()
             && plan.scope.selector.is_none();
-        let written = reports::write(&client, &seen.objects, &plan.scope, all, now)
+        let written = reports::write(&client, &seen.told, &plan.scope, all, now)
             .await
             .map_err(|error| error.to_string())?;
         report::complain(&format!(
@@ -187,11 +197,12 @@ async fn look(args: &Args, plan: &Plan, policy: Policy) -> Result<Report, String
         unseen.extend(written.failed);
     }
     let mut report = Report::default();
-    for audited in seen.objects {
+    report.add_clean(seen.clean);
+    for audited in seen.told {
         report.add(Entry {
             origin: None,
-            object: Some(ObjectName::from(&audited.subject)),
-            owner: report::audit::owner(&audited.subject),
+            object: Some(audited.object),
+            owner: audited.owner,
             outcome: Outcome::Reviewed(audited.review),
         });
     }

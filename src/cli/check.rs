@@ -125,18 +125,21 @@ pub fn run(args: &Args) -> u8 {
         report.add(entry);
     }
     let colours = args.color.wanted() && printed.is_none();
-    let text = match args.output {
-        Output::Json => report::json::render(&report),
-        Output::Sarif => report::sarif::render(&report),
-        Output::Junit => report::junit::render(&report),
-        Output::Html => report::html::render(&report),
-        Output::Github => report::github::render(&report),
-        Output::Text => report::human::render(&report, colours),
+    let write = |out: &mut dyn io::Write| {
+        let text = match args.output {
+            Output::Json => return report::json::write(&report, out),
+            Output::Sarif => return report::sarif::write(&report, out),
+            Output::Junit => return report::junit::write(&report, out),
+            Output::Html => report::html::render(&report),
+            Output::Github => report::github::render(&report),
+            Output::Text => report::human::render(&report, colours),
+        };
+        out.write_all(text.as_bytes())
     };
     match printed {
-        None => super::print(&text, report.exit_code()),
+        None => super::print_with(write, report.exit_code()),
         Some(printed) => {
-            report::print_aside(&text);
+            report::print_aside(write);
             super::print(&printed, report.exit_code())
         }
     }
@@ -177,7 +180,7 @@ impl World<'_> {
                 Err(problem) => (None, Outcome::Failed(problem)),
             };
             Entry {
-                origin: Some(origin),
+                origin: Some(Box::new(origin)),
                 object,
                 owner: None,
                 outcome,

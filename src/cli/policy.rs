@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    audit::{self, ByPolicy, Judge, Plan},
+    audit::{self, ByPolicy, Judge, Judged, Plan},
     cli::{DENIED, FAILED, OK, Output, audit::Bar, check::Reader},
     cluster::ClusterArgs,
     facts::Facts,
@@ -263,12 +263,14 @@ struct ByBoth {
 }
 
 impl Judge for ByBoth {
-    type Told = Option<Change>;
+    type Told = Change;
 
-    fn judge(&self, subject: Subject) -> Option<Self::Told> {
-        let before = self.old.judge(subject.clone())?.review;
-        let after = self.new.judge(subject.clone())?.review;
-        Some(Change::of(&subject, &before, &after))
+    fn judge(&self, subject: &Subject) -> Judged<Change> {
+        let (Some(before), Some(after)) = (self.old.review(subject), self.new.review(subject))
+        else {
+            return Judged::Passed;
+        };
+        Change::of(subject, &before, &after).map_or(Judged::Clean, Judged::Told)
     }
 }
 
@@ -321,6 +323,8 @@ impl Diff {
             policy: Arc::new(policy),
             now,
             rules: Vec::new(),
+            clean: false,
+            identity: false,
         };
         let old = by(old, &mut Vec::new()).await;
         let new = by(new, &mut errors).await;
@@ -328,8 +332,8 @@ impl Diff {
         bar.done();
         errors.extend(seen.unseen);
         Ok(Self {
-            objects: seen.objects.len(),
-            changes: seen.objects.into_iter().flatten().collect(),
+            objects: seen.told.len() + seen.clean,
+            changes: seen.told,
             errors,
         })
     }

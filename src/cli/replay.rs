@@ -12,11 +12,12 @@ use jiff::Timestamp;
 
 use crate::{
     cli::{DENIED, FAILED, OK, Output},
-    replay::{Event, Replay},
+    replay::{Event, Only, Replay},
     report::{
         self,
         replay::{Broken, Told},
     },
+    rules,
 };
 
 /// A line holds two objects at most, of 1.5 MiB in etcd, and JSON may double that.
@@ -51,6 +52,15 @@ pub struct Args {
     /// Audit logs; `-` for standard input
     #[arg(required = true, value_name = "AUDIT_LOG")]
     logs: Vec<PathBuf>,
+    /// Only writes of this user; may be repeated
+    #[arg(long, value_name = "USER")]
+    user: Vec<String>,
+    /// Only writes in this namespace; may be repeated
+    #[arg(long, short, value_name = "NAMESPACE")]
+    namespace: Vec<String>,
+    /// Only what this rule finds; may be repeated
+    #[arg(long, value_name = "RULE")]
+    rule: Vec<String>,
     /// The policy file; the built-in default policy without it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -59,10 +69,24 @@ pub struct Args {
     output: Output,
 }
 
+impl Args {
+    fn only(&self) -> Result<Only, String> {
+        let rules = self.rule.iter().map(|id| rules::find(id));
+        Ok(Only {
+            users: self.user.clone(),
+            namespaces: self.namespace.clone(),
+            rules: rules.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// Replays logs and prints what was found.
 pub fn run(args: &Args) -> u8 {
-    let policy = match super::load_policy(args.policy.as_deref()) {
-        Ok(policy) => policy,
+    let prepared = args
+        .only()
+        .and_then(|only| Ok((only, super::load_policy(args.policy.as_deref())?)));
+    let (only, policy) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => {
             report::complain(&error);
             return FAILED;
@@ -79,7 +103,7 @@ pub fn run(args: &Args) -> u8 {
             }
         }
     }
-    let mut replay = Replay::new(policy);
+    let mut replay = Replay::new(policy).only(only);
     merge(&mut logs, |event| replay.event(event));
     let mut told = Told {
         found: replay.finish(),

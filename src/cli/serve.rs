@@ -24,7 +24,7 @@ use crate::{
     admin::{self, Admin, Health},
     audit::continuous,
     cli::{FAILED, OK, PolicyText},
-    cluster::{self, ClusterArgs, access::Access, lease::Contest},
+    cluster::{self, ClusterArgs, ClusterError, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
     telemetry::{self, LogFormat},
@@ -110,6 +110,16 @@ pub struct Args {
         help_heading = "Registration"
     )]
     registration_annotation: Vec<(String, String)>,
+
+    /// The ClusterRole that the webhook configurations belong to: Kubernetes removes them with it, even
+    /// when nothing of Gangplank is left to do so
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "register",
+        help_heading = "Registration"
+    )]
+    registration_owner: Option<String>,
 
     /// How often the webhook configurations are written again, in case somebody changed them
     #[arg(long, value_name = "DURATION", default_value = "1m", hide = true)]
@@ -290,6 +300,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             url_host: args.url.as_ref().map(|url| url.host.clone()),
             service: args.service.as_ref(),
             registration: args.registration_name.clone(),
+            owner: args.registration_owner.clone(),
             client: client.clone().filter(|_| args.register),
             annotations: &args.registration_annotation,
             metrics: Arc::clone(&metrics),
@@ -304,6 +315,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         ca_bundle: None,
         annotations: args.registration_annotation.iter().cloned().collect(),
         failure_policy: args.failure_policy,
+        owner: None,
     };
 
     let mut desk = Desk::new(policy, Arc::clone(&metrics));
@@ -380,6 +392,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             client,
             registration,
             trust,
+            args.registration_owner.clone(),
             desk,
             health,
             period,
@@ -523,6 +536,7 @@ async fn register(
     client: kube::Client,
     registration: Registration,
     mut trust: Trust,
+    owner: Option<String>,
     desk: Arc<Desk>,
     health: Arc<Health>,
     period: Duration,
@@ -534,7 +548,7 @@ async fn register(
     loop {
         adopted.mark_unchanged();
         trust.mark_unchanged();
-        let write = write(&client, &registration, &trust, &desk);
+        let write = write(&client, &registration, owner.as_deref(), &trust, &desk);
         let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
@@ -581,21 +595,28 @@ async fn register(
 async fn write(
     client: &kube::Client,
     registration: &Registration,
+    owner: Option<&str>,
     trust: &Trust,
     desk: &Desk,
 ) -> Result<(), String> {
+    let failed = |error: ClusterError| cluster::chain(&error);
     loop {
+        let owner = match owner {
+            Some(name) => Some(cluster::owner(client, name).await.map_err(failed)?),
+            None => None,
+        };
         let seen = cluster::registered(client, &registration.name)
             .await
-            .map_err(|error| cluster::chain(&error))?;
+            .map_err(failed)?;
         let registration = Registration {
             ca_bundle: trust.bundle(&seen).await?,
+            owner,
             ..registration.clone()
         };
         let wanted = registration.configurations(&desk.policy.load());
         match cluster::register(client, wanted, &seen).await {
             Err(error) if error.is_conflict() => {}
-            result => return result.map_err(|error| cluster::chain(&error)),
+            result => return result.map_err(failed),
         }
     }
 }

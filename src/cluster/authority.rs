@@ -264,6 +264,8 @@ pub struct Settings {
     pub place: Place,
     /// The name of the webhook configurations.
     pub registration: String,
+    /// The ClusterRole that a Secret made by us belongs to.
+    pub owner: Option<String>,
     /// For whom leaves are signed.
     pub names: Vec<String>,
     /// How long certificates hold.
@@ -462,17 +464,16 @@ impl Keeper {
             ..
         } = &self.settings;
         let clock = Clock::at(server_time(&self.client).await?.unwrap_or_else(SystemTime::now));
-        let refused = |what: &str, error| ClusterError::Request {
-            what: format!("{what} the Secret {place}"),
-            error: Box::new(error),
-        };
         // The configurations first: what they trust was in the Secret before.
         let seen = registered(&self.client, &self.settings.registration).await?;
         let secret = self
             .secrets
             .get_opt(&place.name)
             .await
-            .map_err(|error| refused("read", error))?;
+            .map_err(|error| ClusterError::Request {
+                what: format!("read the Secret {place}"),
+                error: Box::new(error),
+            })?;
         let read = secret
             .as_ref()
             .map_or(Ok(None), |secret| Vault::read(secret, place, *lives));
@@ -559,7 +560,7 @@ impl Keeper {
         let mut again = step == Step::Sign;
         if let Some(vault) = next {
             again = true;
-            if self.write(&vault, secret).await.map_err(|error| refused("write", error))? {
+            if self.write(&vault, secret).await? {
                 self.metrics.authority_step(step.as_str());
                 tracing::info!(
                     secret = %place,
@@ -599,7 +600,7 @@ impl Keeper {
     }
 
     /// Writes the Secret where it is still as it was seen. False where somebody was faster.
-    async fn write(&self, vault: &Vault, seen: Option<Secret>) -> Result<bool, kube::Error> {
+    async fn write(&self, vault: &Vault, seen: Option<Secret>) -> Result<bool, ClusterError> {
         let params = PostParams::default();
         let result = if let Some(mut secret) = seen {
             vault.write(&mut secret);
@@ -615,13 +616,20 @@ impl Keeper {
                 type_: Some(SECRET_TYPE.to_owned()),
                 ..Secret::default()
             };
+            if let Some(name) = &self.settings.owner {
+                let owner = super::owner(&self.client, name).await?;
+                secret.metadata.owner_references = Some(vec![owner]);
+            }
             vault.write(&mut secret);
             self.secrets.create(&params, &secret).await
         };
         match result {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error),
+            Err(error) => Err(ClusterError::Request {
+                what: format!("write the Secret {}", self.settings.place),
+                error: Box::new(error),
+            }),
         }
     }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{
     ClusterError,
-    list::{Scope, Sink, metadata, name, resource, values},
+    list::{Page, Scope, Sink, metadata, name, resource, values},
 };
 use crate::{
     audit::Audited,
@@ -86,58 +86,73 @@ pub async fn write(
     all: bool,
     now: Timestamp,
 ) -> Result<Written, ClusterError> {
-    let (served, there) = existing(client, scope).await?;
-    let mut looked_at = BTreeSet::new();
-    let mut wanted = Vec::new();
-    for one in audited {
-        let Some(uid) = at(&one.subject.value, &["metadata", "uid"]).and_then(Value::as_str) else {
-            continue;
-        };
-        looked_at.insert(report_name(uid));
-        wanted.extend(Wanted::of(one, uid, &served, now));
-    }
-    let mut result = Written::default();
-    let mut keep = BTreeSet::new();
-    let mut writes = Vec::new();
-    for report in wanted {
-        let place = (report.namespace.clone(), report.name.clone());
-        if there.get(&place) == Some(&Some(report.content.clone())) {
-            result.unchanged += 1;
-        } else {
-            writes.push(report);
-        }
-        keep.insert(place);
-    }
-    let removals: Vec<Place> = there
-        .into_keys()
-        .filter(|place| !keep.contains(place) && (all || looked_at.contains(&place.1)))
-        .collect();
-    let written: Vec<Result<(), String>> = stream::iter(writes)
-        .map(|report| apply(client, &served, report).boxed())
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    let removed: Vec<Result<(), String>> = stream::iter(removals)
-        .map(|place| remove(client, &served, place).boxed())
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    let mut count = |results: Vec<Result<(), String>>| {
-        let mut done = 0;
-        for one in results {
-            match one {
-                Ok(()) => done += 1,
-                Err(error) => result.failed.push(error),
+    let (served, mut there) = existing(client, scope).await?;
+    let mut unchanged = 0;
+    // Made one after the other, as they are written: together they would be larger than all that was
+    // found.
+    let tasks = audited.iter().filter_map(|one| {
+        let uid = one.uid.as_deref()?;
+        let place = (one.object.namespace.clone(), report_name(uid));
+        let old = there.remove(&place);
+        match (Wanted::of(one, uid, &served, now), old) {
+            (Some(wanted), Some(Some(content))) if wanted.content == content => {
+                unchanged += 1;
+                None
             }
+            (Some(wanted), _) => Some(Task::Write(wanted)),
+            (None, Some(_)) => Some(Task::Remove(place)),
+            (None, None) => None,
         }
-        done
-    };
-    let (written, removed) = (count(written), count(removed));
-    Ok(Written {
-        written,
-        removed,
-        ..result
-    })
+    });
+    let mut result = Written::default();
+    let mut done = stream::iter(tasks)
+        .map(|task| task.run(client, &served).boxed())
+        .buffer_unordered(AT_ONCE);
+    while let Some(done) = done.next().await {
+        result.add(done);
+    }
+    drop(done);
+    result.unchanged = unchanged;
+    // What is left belongs to objects that were not met.
+    let gone = if all { there } else { BTreeMap::new() };
+    let mut done = stream::iter(gone.into_keys())
+        .map(|place| Task::Remove(place).run(client, &served).boxed())
+        .buffer_unordered(AT_ONCE);
+    while let Some(done) = done.next().await {
+        result.add(done);
+    }
+    Ok(result)
+}
+
+/// What is to be done about a report.
+enum Task {
+    Write(Wanted),
+    Remove(Place),
+}
+
+/// What was done about a report.
+enum Done {
+    Written,
+    Removed,
+}
+
+impl Task {
+    async fn run(self, client: &Client, served: &Served) -> Result<Done, String> {
+        match self {
+            Self::Write(report) => apply(client, served, report).await.map(|()| Done::Written),
+            Self::Remove(place) => remove(client, served, place).await.map(|()| Done::Removed),
+        }
+    }
+}
+
+impl Written {
+    fn add(&mut self, done: Result<Done, String>) {
+        match done {
+            Ok(Done::Written) => self.written += 1,
+            Ok(Done::Removed) => self.removed += 1,
+            Err(error) => self.failed.push(error),
+        }
+    }
 }
 
 /// The fingerprints of everything that our reports tell of.
@@ -161,18 +176,18 @@ pub async fn fingerprints(client: &Client) -> Result<BTreeSet<String>, ClusterEr
 #[derive(Default)]
 struct Prints(BTreeSet<String>);
 
-impl Sink<Value> for Prints {
-    async fn take(&mut self, items: Vec<Value>, _: Option<u64>) {
-        let results = items
-            .iter()
-            .filter_map(|report| report.get("results")?.as_array())
-            .flatten();
-        let prints = results.filter_map(|result| {
-            at(result, &["properties", "fingerprint"])?
-                .as_str()
-                .map(str::to_owned)
+impl Sink<Page> for Prints {
+    async fn take(&mut self, page: Page, _: Option<u64>) {
+        // What cannot be read is told once more.
+        let _ = page.each(|report| {
+            let results = report.get("results").and_then(Value::as_array);
+            let prints = results.into_iter().flatten().filter_map(|result| {
+                at(result, &["properties", "fingerprint"])?
+                    .as_str()
+                    .map(str::to_owned)
+            });
+            self.0.extend(prints);
         });
-        self.0.extend(prints);
     }
 
     fn begin_again(&mut self) {}
@@ -263,7 +278,7 @@ impl Served {
 impl Wanted {
     /// The report of an object; none where nothing is to be told of it.
     fn of(audited: &Audited, uid: &str, served: &Served, now: Timestamp) -> Option<Self> {
-        let subject = &audited.subject;
+        let object = &audited.object;
         let findings: Vec<&Finding> = audited
             .review
             .findings
@@ -273,10 +288,9 @@ impl Wanted {
         if findings.is_empty() {
             return None;
         }
-        let object = ObjectName::from(subject);
         let results: Vec<Value> = findings
             .iter()
-            .map(|finding| result(&object, finding))
+            .map(|finding| result(object, finding))
             .collect();
         let content = hash(&json!(results).to_string());
         let counted = |wanted: &str| {
@@ -299,23 +313,23 @@ impl Wanted {
                 result
             })
             .collect();
-        let namespace = subject.namespace.clone();
+        let namespace = object.namespace.clone();
         let resource = served.of(namespace.as_deref());
         let name = report_name(uid);
-        let object = json!({
+        let report = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
             "metadata": {
                 "name": name,
                 "labels": {MANAGED_BY: FIELD_MANAGER, CONTENT: content},
                 "ownerReferences": [{
-                    "apiVersion": subject.api_version, "kind": subject.kind,
-                    "name": subject.name, "uid": uid,
+                    "apiVersion": object.api_version, "kind": object.kind,
+                    "name": object.name, "uid": uid,
                 }],
             },
             "scope": {
-                "apiVersion": subject.api_version, "kind": subject.kind,
-                "name": subject.name, "namespace": namespace, "uid": uid,
+                "apiVersion": object.api_version, "kind": object.kind,
+                "name": object.name, "namespace": namespace, "uid": uid,
             },
             "results": results,
             "summary": summary,
@@ -324,7 +338,7 @@ impl Wanted {
             namespace,
             name,
             content,
-            object: without_null(object),
+            object: without_null(report),
         })
     }
 }

@@ -209,6 +209,52 @@ fn what_did_not_happen_does_not_count() {
 }
 
 #[test]
+fn only_what_is_asked_about_is_told_and_all_else_is_still_seen() {
+    let of =
+        |user: &str, event: Value| with(event, |event| event["user"]["username"] = json!(user));
+    let mut worse = hpa(BAD, 2);
+    worse["spec"]["minReplicas"] = json!(2);
+    let mut elsewhere = hpa(BAD, 1);
+    elsewhere["metadata"]["namespace"] = json!("web");
+    let events = [
+        of("alice", wrote("create", &hpa(BAD, 1))),
+        of("bob", wrote("update", &worse)),
+        of("bob", wrote("create", &elsewhere)),
+    ];
+    let told = |only: Only| {
+        let mut replay = Replay::new(policy("")).only(only);
+        for event in &events {
+            for event in Event::read(event.to_string().as_bytes()).unwrap() {
+                replay.event(&event);
+            }
+        }
+        replay.finish()
+    };
+    assert_eq!(denied(&told(Only::default())), (2, 0));
+    let bob = told(Only {
+        users: vec!["bob".to_owned()],
+        ..Only::default()
+    });
+    assert_eq!(bob.writes.seen, 2);
+    assert_eq!(
+        denied(&bob),
+        (1, 0),
+        "the fault was alice's, and is known of"
+    );
+    assert_eq!(bob.total.warned, 1);
+    let web = told(Only {
+        namespaces: vec!["web".to_owned()],
+        ..Only::default()
+    });
+    assert_eq!((web.writes.seen, denied(&web)), (1, (1, 0)));
+    let other = told(Only {
+        rules: vec![crate::rules::find("gpu-memory-signal").unwrap()],
+        ..Only::default()
+    });
+    assert_eq!((other.writes.judged, denied(&other)), (3, (0, 0)));
+}
+
+#[test]
 fn what_was_not_logged_is_not_judged() {
     let create = wrote("create", &hpa(BAD, 1));
     let without = |event: &Value, members: &[&str]| {

@@ -181,7 +181,7 @@ impl<'r> Told<'r> {
         );
         let value = finding.value.as_ref().map(shown);
         let value = value.map_or(String::new(), |value| format!(": {value}"));
-        let line = line(self.entry.origin.as_ref(), finding);
+        let line = line(self.entry.origin.as_deref(), finding);
         let line = line.map_or(String::new(), |line| format!(" (line {line})"));
         let _ = writeln!(
             page,

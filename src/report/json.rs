@@ -1,21 +1,46 @@
 //! The JSON of `gangplank check` and `gangplank audit`, version `gangplank.dev/v1`.
 
+use std::io;
+
+use serde::{Serialize, Serializer, ser::SerializeSeq};
 use serde_json::{Value, json};
 
 use super::{Entry, Outcome, Report, fingerprint};
 use crate::finding::Finding;
 
-/// The whole report, one line-broken document.
-pub fn render(report: &Report) -> String {
-    let results: Vec<Value> = report.entries.iter().map(result).collect();
-    let document = json!({
-        "apiVersion": "gangplank.dev/v1",
-        "results": results,
-        "summary": report.summary,
-    });
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
-    text.push('\n');
-    text
+/// Writes the whole report, one line-broken document.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+    let document = Document {
+        api_version: "gangplank.dev/v1",
+        results: Results(&report.entries),
+        summary: json!(report.summary),
+    };
+    serde_json::to_writer_pretty(&mut *out, &document)?;
+    out.write_all(b"\n")
+}
+
+#[derive(Serialize)]
+struct Document<'r> {
+    #[serde(rename = "apiVersion")]
+    api_version: &'static str,
+    results: Results<'r>,
+    summary: Value,
+}
+
+/// Each is made when it is written.
+struct Results<'r>(&'r [Entry]);
+
+impl Serialize for Results<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut results = serializer.serialize_seq(Some(self.0.len()))?;
+        for entry in self.0 {
+            results.serialize_element(&result(entry))?;
+        }
+        results.end()
+    }
 }
 
 fn result(entry: &Entry) -> Value {

@@ -1,6 +1,8 @@
 //! JUnit XML, as CI servers read it: a suite for each file or namespace, a case for each object
 //! (testmoapp/junitxml; Jenkins' junit-10.xsd).
 
+use std::{collections::BTreeMap, io};
+
 use quick_xml::{
     Writer,
     events::{BytesDecl, BytesEnd, BytesStart, BytesText, Event},
@@ -12,25 +14,27 @@ use crate::{
     source::line_column,
 };
 
-/// The whole report.
-pub fn render(report: &Report) -> String {
+/// Writes the whole report.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
     let mut suites: Vec<(String, Vec<&Entry>)> = Vec::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for entry in &report.entries {
         let name = suite(entry);
-        match suites.iter_mut().find(|(known, _)| *known == name) {
+        let place = *places.entry(name.clone()).or_insert(suites.len());
+        match suites.get_mut(place) {
             Some((_, entries)) => entries.push(entry),
             None => suites.push((name, vec![entry])),
         }
     }
-    let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
-    // Writing to memory does not fail.
-    let _ = write(&mut writer, &suites);
-    let mut text = String::from_utf8(writer.into_inner()).unwrap_or_default();
-    text.push('\n');
-    text
+    let mut writer = Writer::new_with_indent(out, b' ', 2);
+    document(&mut writer, &suites)?;
+    writer.into_inner().write_all(b"\n")
 }
 
-type Xml = Writer<Vec<u8>>;
+type Xml<'o> = Writer<&'o mut dyn io::Write>;
 
 fn suite(entry: &Entry) -> String {
     match (&entry.origin, &entry.object) {
@@ -43,7 +47,7 @@ fn suite(entry: &Entry) -> String {
     }
 }
 
-fn write(writer: &mut Xml, suites: &[(String, Vec<&Entry>)]) -> std::io::Result<()> {
+fn document(writer: &mut Xml<'_>, suites: &[(String, Vec<&Entry>)]) -> io::Result<()> {
     writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let all = || {
         suites
@@ -85,7 +89,7 @@ fn counted<'e>(
     element
 }
 
-fn case(writer: &mut Xml, suite: &str, entry: &Entry) -> std::io::Result<()> {
+fn case(writer: &mut Xml<'_>, suite: &str, entry: &Entry) -> io::Result<()> {
     let mut element = BytesStart::new("testcase");
     element.push_attribute(("classname", plain(suite).as_str()));
     let name = entry.object.as_ref().map_or_else(
@@ -142,12 +146,12 @@ fn case(writer: &mut Xml, suite: &str, entry: &Entry) -> std::io::Result<()> {
 }
 
 fn told(
-    writer: &mut Xml,
+    writer: &mut Xml<'_>,
     element: &str,
     kind: &str,
     message: &str,
     body: &str,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let mut start = BytesStart::new(element);
     start.push_attribute(("type", kind));
     start.push_attribute(("message", plain(message).as_str()));

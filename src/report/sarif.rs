@@ -1,5 +1,8 @@
 //! SARIF 2.1.0, as code scanning services read it (OASIS, sarif-schema-2.1.0.json).
 
+use std::io;
+
+use serde::{Serialize, Serializer, ser::SerializeSeq};
 use serde_json::{Map, Value, json};
 
 use super::{Entry, Origin, Outcome, Problem, Report, fingerprint};
@@ -14,41 +17,75 @@ use crate::{
 const SCHEMA: &str =
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json";
 
-/// The whole report as one run.
-pub fn render(report: &Report) -> String {
-    let mut results = Vec::new();
-    let mut notifications = Vec::new();
-    for entry in &report.entries {
-        match &entry.outcome {
-            Outcome::Failed(problem) => notifications.push(notification(entry, problem)),
-            Outcome::Reviewed(review) => {
-                results.extend(review.findings.iter().map(|finding| result(entry, finding)));
-            }
-        }
-    }
-    let document = json!({
-        "$schema": SCHEMA,
-        "version": "2.1.0",
-        "runs": [{
-            "tool": {"driver": {
+/// Writes the whole report as one run.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+    let notifications: Vec<Value> = report
+        .entries
+        .iter()
+        .filter_map(|entry| match &entry.outcome {
+            Outcome::Failed(problem) => Some(notification(entry, problem)),
+            Outcome::Reviewed(_) => None,
+        })
+        .collect();
+    let document = Document {
+        schema: SCHEMA,
+        runs: [Run {
+            column_kind: "unicodeCodePoints",
+            invocations: json!([{
+                "executionSuccessful": notifications.is_empty(),
+                "exitCode": report.exit_code(),
+                "toolExecutionNotifications": notifications,
+            }]),
+            results: Results(&report.entries),
+            tool: json!({"driver": {
                 "name": "gangplank",
                 "version": env!("CARGO_PKG_VERSION"),
                 "semanticVersion": env!("CARGO_PKG_VERSION"),
                 "informationUri": env!("CARGO_PKG_REPOSITORY"),
                 "rules": rules(),
-            }},
-            "columnKind": "unicodeCodePoints",
-            "invocations": [{
-                "executionSuccessful": notifications.is_empty(),
-                "exitCode": report.exit_code(),
-                "toolExecutionNotifications": notifications,
-            }],
-            "results": results,
+            }}),
         }],
-    });
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
-    text.push('\n');
-    text
+        version: "2.1.0",
+    };
+    serde_json::to_writer_pretty(&mut *out, &document)?;
+    out.write_all(b"\n")
+}
+
+#[derive(Serialize)]
+struct Document<'r> {
+    #[serde(rename = "$schema")]
+    schema: &'static str,
+    runs: [Run<'r>; 1],
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Run<'r> {
+    column_kind: &'static str,
+    invocations: Value,
+    results: Results<'r>,
+    tool: Value,
+}
+
+/// Each is made when it is written.
+struct Results<'r>(&'r [Entry]);
+
+impl Serialize for Results<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut results = serializer.serialize_seq(None)?;
+        for entry in self.0 {
+            if let Outcome::Reviewed(review) = &entry.outcome {
+                for finding in &review.findings {
+                    results.serialize_element(&result(entry, finding))?;
+                }
+            }
+        }
+        results.end()
+    }
 }
 
 fn rules() -> Vec<Value> {

@@ -34,7 +34,7 @@ impl Files {
     /// Reads certificate, key and authority.
     ///
     /// # Errors
-    /// As [`load`].
+    /// As [`load`]; and where the certificate does not chain to the authority.
     pub fn load(
         certificate: &Path,
         key: &Path,
@@ -59,8 +59,7 @@ impl Files {
     /// # Errors
     /// As [`load`]: also for half of a pair that is just being written. It is looked at again.
     pub fn look(&mut self, now: SystemTime) -> Result<Option<Loaded>, TlsError> {
-        let bytes = || Ok([read(&self.certificate)?, read(&self.key)?, read(&self.authority)?]);
-        let before = bytes()?;
+        let before = self.bytes()?;
         if before == self.taken {
             return Ok(None);
         }
@@ -68,13 +67,42 @@ impl Files {
             identity: load(&self.certificate, &self.key, now)?,
             bundle: bundle(&self.authority)?,
         };
+        chains(&loaded, &self.authority, now)?;
         // Nothing moved while they were read: the three belong together.
-        if bytes()? != before {
+        if self.bytes()? != before {
             return Ok(None);
         }
         self.taken = before;
         Ok(Some(loaded))
     }
+
+    fn bytes(&self) -> Result<[Vec<u8>; 3], TlsError> {
+        Ok([
+            read(&self.certificate)?,
+            read(&self.key)?,
+            read(&self.authority)?,
+        ])
+    }
+}
+
+/// Whether who trusts the bundle takes the certificate: a leaf may hold still and be another
+/// authority's by now. A bundle that names the leaf itself trusts it, as Go's crypto/x509 does.
+fn chains(loaded: &Loaded, authority: &Path, now: SystemTime) -> Result<(), TlsError> {
+    let anchors = super::bundle::read(&loaded.bundle)?;
+    let chain = loaded.identity.chain();
+    let itself = chain
+        .first()
+        .is_some_and(|leaf| anchors.iter().any(|anchor| anchor.certificate == *leaf));
+    if itself {
+        return Ok(());
+    }
+    let name = chain.first().and_then(super::first_name).ok_or_else(|| {
+        TlsError::Certificate("it has no alternative name, and API servers read no other".to_owned())
+    })?;
+    super::bundle::verify(&anchors, chain, &name, now).map_err(|error| TlsError::Untrusted {
+        path: authority.display().to_string(),
+        error,
+    })
 }
 
 /// Reads a chain and its key.

@@ -18,7 +18,9 @@ use k8s_openapi::{
         MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations,
         ServiceReference, ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
     },
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta},
+    apimachinery::pkg::apis::meta::v1::{
+        LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
+    },
 };
 
 use crate::{
@@ -83,6 +85,8 @@ pub struct Registration {
     pub annotations: BTreeMap<String, String>,
     /// Of the entry `enforce`.
     pub failure_policy: FailurePolicy,
+    /// What the configurations belong to: the garbage collector removes them with it.
+    pub owner: Option<OwnerReference>,
 }
 
 /// The configurations under one policy.
@@ -106,6 +110,7 @@ impl Registration {
             name: Some(self.name.clone()),
             labels: Some([("app.kubernetes.io/name".to_owned(), "gangplank".to_owned())].into()),
             annotations: (!self.annotations.is_empty()).then(|| self.annotations.clone()),
+            owner_references: self.owner.clone().map(|owner| vec![owner]),
             ..ObjectMeta::default()
         };
         let (defaults, enforce, advise) = entries(policy);

@@ -1,6 +1,7 @@
 //! etcd and kube-apiserver of one throwaway cluster.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::leash::{self, Leashed};
@@ -36,18 +37,23 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts both servers and waits until the API server is ready.
     pub(crate) fn start(assets: &Assets) -> Result<Self> {
-        Self::start_with(assets, None)
+        Self::start_with(assets, &[])
+    }
+
+    /// As [`Cluster::start`], with these flags for the API server beyond the usual ones.
+    pub(crate) fn start_with(assets: &Assets, flags: &[&str]) -> Result<Self> {
+        Self::attempt(assets, flags, None)
     }
 
     /// As [`Cluster::start`], with an audit log ([`Cluster::audit_log`]) under this audit policy.
     pub(crate) fn start_audited(assets: &Assets, audit_policy: &str) -> Result<Self> {
-        Self::start_with(assets, Some(audit_policy))
+        Self::attempt(assets, &[], Some(audit_policy))
     }
 
-    fn start_with(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
+    fn attempt(assets: &Assets, flags: &[&str], audit_policy: Option<&str>) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::try_start(assets, audit_policy) {
+            match Self::try_start(assets, flags, audit_policy) {
                 Err(error)
                     if attempt < ATTEMPTS
                         && format!("{error:#}").contains("address already in use") =>
@@ -59,7 +65,7 @@ impl Cluster {
         }
     }
 
-    fn try_start(assets: &Assets, audit_policy: Option<&str>) -> Result<Self> {
+    fn try_start(assets: &Assets, flags: &[&str], audit_policy: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("gangplank-")
             .tempdir()
@@ -110,7 +116,8 @@ impl Cluster {
             // A loopback address cannot be an endpoint of the `kubernetes` service.
             .arg("--endpoint-reconciler-type=none")
             .arg("--allow-privileged")
-            .arg("--profiling=false");
+            .arg("--profiling=false")
+            .args(flags);
         if let Some(audit_policy) = audit_policy {
             let file = dir.path().join("audit-policy.yaml");
             std::fs::write(&file, audit_policy).context("cannot write the audit policy")?;
@@ -166,6 +173,37 @@ impl Cluster {
     /// Where etcd listens.
     pub(crate) fn etcd_address(&self) -> SocketAddr {
         self.etcd_address
+    }
+
+    /// Has etcd forget all but the present, as the API server does every five minutes.
+    pub(crate) fn compact(&self) -> Result<()> {
+        // Any answer tells the revision; the empty key (here: a zero byte) is nobody's.
+        let answer = self.ask_etcd("range", &json!({"key": "AA=="}))?;
+        let revision = answer.pointer("/header/revision").context("a revision")?;
+        self.ask_etcd(
+            "compaction",
+            &json!({"revision": revision, "physical": true}),
+        )?;
+        Ok(())
+    }
+
+    /// A call of etcd's own API, as JSON (etcd.io, gRPC gateway).
+    fn ask_etcd(&self, call: &str, body: &Value) -> Result<Value> {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(self.etcd_address).context("cannot reach etcd")?;
+        write!(
+            stream,
+            "POST /v3/kv/{call} HTTP/1.0\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        if !head.contains(" 200 ") {
+            bail!("etcd refuses the {call}: {answer}");
+        }
+        serde_json::from_str(body).with_context(|| format!("no JSON: {answer}"))
     }
 
     /// Makes a namespace that no other test uses and gives a kubectl that works in it.

@@ -4,15 +4,20 @@
 //! Everything started here ends with the process that started it, however that one ends: see
 //! [`leash`].
 
-// Compiled into two crates, the integration tests and the example; neither uses all of it.
+// Compiled into several crates, the integration tests, the example and a benchmark; none uses all of it.
 #![allow(
     dead_code,
     unused_imports,
-    reason = "shared by two crates that use different parts"
+    reason = "shared by crates that use different parts"
 )]
 
 pub(crate) mod assets;
 pub(crate) mod cluster;
+#[allow(
+    clippy::indexing_slicing,
+    reason = "a member of a JSON value that is not there is null"
+)]
+pub(crate) mod fleet;
 pub(crate) mod gangplank;
 pub(crate) mod helm;
 pub(crate) mod kubectl;

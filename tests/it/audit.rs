@@ -9,17 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use futures_util::{StreamExt as _, stream};
-use kube::{
-    Api, Client,
-    api::{ApiResource, DynamicObject, PostParams},
-    config::KubeConfigOptions,
-};
 use serde_json::{Value, json};
 
 use crate::{
     enforce::{deployment, evicting, gang, hpa, node_pool},
-    harness::{Assets, Cluster},
+    harness::{Assets, Cluster, fleet, shared_cluster},
 };
 
 /// Objects made of each of the three shapes, in each namespace: more than two pages of HPAs in all.
@@ -73,7 +67,7 @@ fn lived() -> Result<&'static Lived> {
         made.push(node_pool("evicting", Some(evicting())));
         made.push(node_pool("silent", None));
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(create(&cluster, &made))?;
+        runtime.block_on(fleet::create(cluster.kubeconfig(), made.iter().cloned()))?;
         Ok(Lived { cluster, made })
     };
     LIVED
@@ -90,40 +84,6 @@ fn web(name: &str) -> Value {
     container["args"] = json!([]);
     container["resources"] = json!({});
     web
-}
-
-async fn create(cluster: &Cluster, objects: &[Value]) -> Result<()> {
-    let config = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
-    let config =
-        kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-    let client = Client::try_from(config)?;
-    let results: Vec<Result<()>> = stream::iter(objects)
-        .map(|object| {
-            let client = client.clone();
-            async move {
-                let api_version = object["apiVersion"].as_str().context("apiVersion")?;
-                let kind = object["kind"].as_str().context("kind")?;
-                let (group, version) = api_version.split_once('/').context("a group")?;
-                let resource = ApiResource {
-                    group: group.to_owned(),
-                    version: version.to_owned(),
-                    api_version: api_version.to_owned(),
-                    kind: kind.to_owned(),
-                    plural: format!("{}s", kind.to_lowercase()),
-                };
-                let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
-                    Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-                    None => Api::all_with(client, &resource),
-                };
-                let object = serde_json::from_value(object.clone())?;
-                api.create(&PostParams::default(), &object).await?;
-                Ok(())
-            }
-        })
-        .buffer_unordered(16)
-        .collect()
-        .await;
-    results.into_iter().collect()
 }
 
 fn gangplank(args: &[&str], kubeconfig: &Path) -> Result<(i32, String, String)> {
@@ -362,6 +322,132 @@ fn the_report_for_people_is_by_namespace_and_owner() -> Result<()> {
     assert_eq!(code, 1);
     let place = &sarif["runs"][0]["results"][0]["locations"][0]["logicalLocations"][0];
     assert_eq!(place["fullyQualifiedName"], "NodePool/evicting");
+    Ok(())
+}
+
+#[test]
+fn every_form_tells_of_the_same_objects() -> Result<()> {
+    let lived = lived()?;
+    let form = |form: &str| -> Result<String> {
+        let args = ["audit", "--kind=NodePool", "--output", form];
+        let (code, out, err) = gangplank(&args, lived.cluster.kubeconfig())?;
+        assert_eq!((code, err.as_str()), (1, ""), "{form}");
+        Ok(out)
+    };
+    let junit = form("junit")?;
+    assert!(
+        junit.contains(r#"<testsuites name="gangplank" tests="2" failures="2" errors="0">"#),
+        "{junit}"
+    );
+    assert_eq!(junit.matches("<testcase classname=\"cluster\"").count(), 2);
+    let page = form("html")?;
+    let objects = page.matches("data-namespace=\"(none)\" data-verdict=\"deny\"");
+    assert_eq!(objects.count(), 2, "{page}");
+    // Those of which there is nothing to say are cases, too.
+    let clean = [
+        "audit",
+        "--output=junit",
+        "-n=team-a",
+        "--kind=HorizontalPodAutoscaler",
+    ];
+    let (_, junit, _) = gangplank(&clean, lived.cluster.kubeconfig())?;
+    let counts = format!("tests=\"{}\" failures=\"{EACH}\" errors=\"0\"", 2 * EACH);
+    assert!(junit.contains(&counts), "{counts}");
+    Ok(())
+}
+
+#[test]
+fn the_cluster_is_that_of_the_file_the_context_or_the_environment() -> Result<()> {
+    let lived = lived()?;
+    let folder = tempfile::tempdir()?;
+    let text = fs::read_to_string(lived.cluster.kubeconfig())?;
+    let mut config: Value = serde_saphyr::from_str(&text)?;
+    // The present context is that of a cluster that is gone.
+    let live = config["current-context"].take();
+    config["current-context"] = json!("gone");
+    let user = config["users"][0]["name"].clone();
+    config["contexts"]
+        .as_array_mut()
+        .context("contexts")?
+        .push(json!({
+            "name": "gone", "context": {"cluster": "gone", "user": user},
+        }));
+    config["clusters"]
+        .as_array_mut()
+        .context("clusters")?
+        .push(json!({
+            "name": "gone", "cluster": {"server": "https://127.0.0.1:9"},
+        }));
+    let path = folder.path().join("two");
+    fs::write(&path, config.to_string())?;
+    let pools = [
+        "audit",
+        "--output=json",
+        "--kind=NodePool",
+        "--all-namespaces",
+    ];
+    let objects = |out: &str| -> Result<Value> {
+        let report: Value = serde_json::from_str(out)?;
+        Ok(report["summary"]["objects"].clone())
+    };
+    let (code, out, _) = gangplank(&pools, &path)?;
+    assert_eq!((code, objects(&out)?), (2, json!(0)));
+    let context = format!("--context={}", live.as_str().context("a context")?);
+    let (code, out, _) = gangplank(&[&pools[..], &[&context]].concat(), &path)?;
+    assert_eq!((code, objects(&out)?), (1, json!(2)));
+    let by_environment = |path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gangplank"));
+        command
+            .args(pools)
+            .env_clear()
+            .env("KUBECONFIG", path)
+            .output()
+    };
+    let output = by_environment(lived.cluster.kubeconfig())?;
+    let out = String::from_utf8(output.stdout)?;
+    assert_eq!((output.status.code(), objects(&out)?), (Some(1), json!(2)));
+    // All namespaces and one are a contradiction.
+    let (code, _, err) = gangplank(&["audit", "-A", "-n", "team-a"], &path)?;
+    assert!(code == 2 && err.contains("cannot be used with"), "{err}");
+    Ok(())
+}
+
+#[test]
+fn what_is_exempt_what_was_and_what_would_be_filled_is_told() -> Result<()> {
+    let cluster = shared_cluster()?;
+    let kubectl = cluster.namespace("standing")?;
+    let until = (jiff::Zoned::now().date() + jiff::ToSpan::days(30)).to_string();
+    for (name, until) in [("exempt", until.as_str()), ("expired", "2026-01-31")] {
+        let mut hpa = hpa(name, "DCGM_FI_DEV_GPU_UTIL");
+        hpa["metadata"]["annotations"] = json!({
+            "exempt.gangplank.dev/gpu-utilization-signal":
+                format!("until={until}; owner=team-llm; reason=load test"),
+        });
+        kubectl.create(&hpa.to_string())?.success()?;
+    }
+    // Of what is applied it is known who wrote what.
+    let server = deployment("silent", 1, 1, &[]).to_string();
+    kubectl.apply_server_side(&server)?.success()?;
+    let kubeconfig = cluster.kubeconfig();
+    let (code, report) = audit(&["-n", kubectl.namespace()], kubeconfig)?;
+    assert_eq!(code, 1);
+    let namespace = kubectl.namespace();
+    let hpa = |name: &str| vec![format!("HorizontalPodAutoscaler {namespace}/{name}")];
+    assert_eq!(named(&report, "deny"), hpa("expired"));
+    assert_eq!(named(&report, "allow"), hpa("exempt"));
+    assert_eq!(report["summary"]["exempted"], 1);
+    assert_eq!(report["summary"]["filled"], 0, "nothing is");
+    let (_, text, _) = gangplank(&["audit", "-n", namespace], kubeconfig)?;
+    for line in [
+        &format!("exempt until {until} (team-llm): gpu-utilization-signal: "),
+        "would be denied: gpu-utilization-signal: ",
+        "warning: exemption-expired: ",
+        "would be filled: termination-grace: \
+         spec.template.spec.terminationGracePeriodSeconds with 180",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert_eq!(text.matches("would be denied").count(), 1, "{text}");
     Ok(())
 }
 

@@ -1031,6 +1031,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         ca_bundle: Some(authority.certificate_pem().into_bytes()),
         annotations: BTreeMap::new(),
         failure_policy: FailurePolicy::Fail,
+        owner: None,
     };
     let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
     let server = axum_server::from_tcp(listener)?.acceptor(acceptor);

@@ -233,14 +233,14 @@ fn the_text_of_every_finding() {
                 };
                 report.add(Entry {
                     owner: None,
-                    origin: Some(Origin {
+                    origin: Some(Box::new(Origin {
                         file: name.as_str().into(),
                         text: Arc::clone(&text),
                         document: Some(one.document.index),
                         item: None,
                         line: None,
                         marks: Arc::new(one.document.marks.clone()),
-                    }),
+                    })),
                     object: Some(ObjectName::from(&one.subject)),
                     outcome: Outcome::Reviewed(review),
                 });

@@ -16,6 +16,7 @@ mod admission;
 mod apiserver;
 mod audit;
 mod check;
+mod crowd;
 mod docs;
 mod enforce;
 mod exemptions;

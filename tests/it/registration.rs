@@ -20,6 +20,7 @@ fn registration() -> Registration {
         ca_bundle: Some(b"PEM".to_vec()),
         annotations: std::collections::BTreeMap::new(),
         failure_policy: FailurePolicy::Fail,
+        owner: None,
     }
 }
 

@@ -59,6 +59,16 @@ fn goes_through_its_life(crds: &str, namespaced: &str, cluster_wide: &str) -> Re
         kubectl.create(&object.to_string())?.success()?;
     }
 
+    // Nobody writes what nobody asked for.
+    let only_looked = Command::new(env!("CARGO_BIN_EXE_gangplank"))
+        .args(["audit", "--kubeconfig"])
+        .arg(kubeconfig)
+        .env_clear()
+        .output()?;
+    assert_eq!(only_looked.status.code(), Some(1));
+    assert!(report(&kubectl, namespaced, "hpa/bad")?.is_none());
+    assert!(report(&kubectl, cluster_wide, "nodepool/evicting")?.is_none());
+
     assert_eq!(audit(kubeconfig, &[])?, (1, counts(3, 0, 0)));
     let bad = report(&kubectl, namespaced, "hpa/bad")?.context("a report")?;
     assert_eq!(bad["scope"]["name"], "bad");

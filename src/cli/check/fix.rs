@@ -241,14 +241,14 @@ fn place(origin: &Origin) -> String {
 
 fn failure(file: &Arc<str>, message: &str) -> Entry {
     Entry {
-        origin: Some(Origin {
+        origin: Some(Box::new(Origin {
             file: Arc::clone(file),
             text: "".into(),
             document: None,
             item: None,
             line: None,
             marks: Arc::new(Marks::default()),
-        }),
+        })),
         object: None,
         owner: None,
         outcome: Outcome::Failed(Problem {

@@ -105,6 +105,8 @@ pub(super) struct Setting<'a> {
     pub(super) service: Option<&'a Reach>,
     /// The name of the webhook configurations.
     pub(super) registration: String,
+    /// The ClusterRole that they, and the authority's Secret, belong to.
+    pub(super) owner: Option<String>,
     /// Where the webhook configurations are ours to write.
     pub(super) client: Option<kube::Client>,
     pub(super) annotations: &'a [(String, String)],
@@ -234,6 +236,7 @@ impl Certificate {
                 let settings = Settings {
                     place,
                     registration: setting.registration.clone(),
+                    owner: setting.owner.clone(),
                     names,
                     lives,
                     period: args.ca_period.into(),
