@@ -5,7 +5,9 @@ use std::{fmt::Debug, path::PathBuf};
 use k8s_openapi::{
     ClusterResourceScope, Metadata,
     api::{
-        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+        admissionregistration::v1::{
+            MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+        },
         rbac::v1::ClusterRole,
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -171,6 +173,19 @@ pub struct Registered {
 impl Registered {
     /// How each entry is called, and the certificates that it trusts us by, PEM.
     pub fn bundles(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.entries().map(|(name, client)| {
+            let bundle = client.ca_bundle.as_ref();
+            (name, bundle.map_or(&[][..], |bundle| &bundle.0))
+        })
+    }
+
+    /// The namespace of the Service that they name, if they do.
+    pub fn service_namespace(&self) -> Option<&str> {
+        self.entries()
+            .find_map(|(_, client)| Some(&*client.service.as_ref()?.namespace))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (&str, &WebhookClientConfig)> {
         let mutating = self.mutating.iter().flat_map(|one| &one.webhooks);
         let mutating = mutating
             .flatten()
@@ -179,10 +194,9 @@ impl Registered {
         let validating = validating
             .flatten()
             .map(|entry| (&entry.name, &entry.client_config));
-        mutating.chain(validating).map(|(name, client)| {
-            let bundle = client.ca_bundle.as_ref();
-            (&**name, bundle.map_or(&[][..], |bundle| &bundle.0))
-        })
+        mutating
+            .chain(validating)
+            .map(|(name, client)| (&**name, client))
     }
 }
 
@@ -252,8 +266,11 @@ where
         let params = PatchParams::apply(CREATOR);
         let patch = Patch::Apply(&empty);
         let created = api.patch(&name, &params, &patch).await.map_err(refused)?;
-        let filled = serde_json::to_value(&created)
-            .is_ok_and(|created| created.get("webhooks").is_some_and(|entries| !entries.is_null()));
+        let filled = serde_json::to_value(&created).is_ok_and(|created| {
+            created
+                .get("webhooks")
+                .is_some_and(|entries| !entries.is_null())
+        });
         if filled {
             let what = format!("{} {name:?}", K::kind(&()));
             return Err(ClusterError::Overtaken(what));

@@ -188,12 +188,16 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime)
 fn first_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        // A wildcard stands for any one label.
-        GeneralName::DNSName(name) => Some(name.replacen('*', "any", 1)),
-        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
-        _ => None,
-    })
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            // A wildcard stands for any one label.
+            GeneralName::DNSName(name) => Some(name.replacen('*', "any", 1)),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        })
 }
 
 /// An address of a certificate: 4 or 16 bytes (RFC 5280, 4.2.1.6).

@@ -136,15 +136,16 @@ impl Vault {
                 .map(|value| &*value.0)
                 .filter(|value| !value.is_empty())
         };
-        let filled = |data: &BTreeMap<String, ByteString>| {
-            data.values().any(|value| !value.0.is_empty())
-        };
+        let filled =
+            |data: &BTreeMap<String, ByteString>| data.values().any(|value| !value.0.is_empty());
         if !secret.data.as_ref().is_some_and(filled) {
             // Whoever made it lets us fill it: nothing can be lost.
             return Ok(None);
         }
         let labels = secret.metadata.labels.as_ref();
-        if labels.and_then(|labels| labels.get(MANAGED_BY.0)).map(String::as_str)
+        if labels
+            .and_then(|labels| labels.get(MANAGED_BY.0))
+            .map(String::as_str)
             != Some(MANAGED_BY.1)
         {
             return Err(Unusable::Foreign(place.clone()));
@@ -160,7 +161,8 @@ impl Vault {
                 value(key).unwrap_or_default(),
                 lives,
             );
-            read.map(Arc::new).map_err(|error| broken(certificate, error))
+            read.map(Arc::new)
+                .map_err(|error| broken(certificate, error))
         };
         let signer = authority(SIGNER)?;
         let next = (value(NEXT.0).is_some() || value(NEXT.1).is_some())
@@ -463,17 +465,21 @@ impl Keeper {
             names,
             ..
         } = &self.settings;
-        let clock = Clock::at(server_time(&self.client).await?.unwrap_or_else(SystemTime::now));
+        let clock = Clock::at(
+            server_time(&self.client)
+                .await?
+                .unwrap_or_else(SystemTime::now),
+        );
         // The configurations first: what they trust was in the Secret before.
         let seen = registered(&self.client, &self.settings.registration).await?;
-        let secret = self
-            .secrets
-            .get_opt(&place.name)
-            .await
-            .map_err(|error| ClusterError::Request {
-                what: format!("read the Secret {place}"),
-                error: Box::new(error),
-            })?;
+        let secret =
+            self.secrets
+                .get_opt(&place.name)
+                .await
+                .map_err(|error| ClusterError::Request {
+                    what: format!("read the Secret {place}"),
+                    error: Box::new(error),
+                })?;
         let read = secret
             .as_ref()
             .map_or(Ok(None), |secret| Vault::read(secret, place, *lives));
@@ -577,7 +583,10 @@ impl Keeper {
             self.metrics.authority(stored.signer.not_after);
             let wanted = bundle::write(&rotation::to_publish(stored, self.leaf().as_ref()));
             let serving = self.resolver.current().is_some();
-            let stale = published.entries.iter().any(|entry| bundle::write(entry) != wanted);
+            let stale = published
+                .entries
+                .iter()
+                .any(|entry| bundle::write(entry) != wanted);
             // Who serves nothing yet registers nothing; but what is registered has to be kept up, for
             // nobody could ever serve otherwise.
             if !again && (stale || (serving && *self.publish.borrow() == 0)) {

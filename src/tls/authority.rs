@@ -81,7 +81,9 @@ impl Authority {
         };
         let key = std::str::from_utf8(key)
             .map_err(|error| TlsError::Key(error.to_string()))
-            .and_then(|key| KeyPair::from_pem(key).map_err(|error| TlsError::Key(error.to_string())))?;
+            .and_then(|key| {
+                KeyPair::from_pem(key).map_err(|error| TlsError::Key(error.to_string()))
+            })?;
         {
             let (_, parsed) = x509_parser::parse_x509_certificate(&anchor.certificate)
                 .map_err(|error| TlsError::Certificate(error.to_string()))?;
@@ -184,7 +186,10 @@ mod tests {
         assert_eq!(again.anchor(), one.anchor());
         let leaf = again.sign(&["localhost".into()], now).unwrap();
         let anchors = std::slice::from_ref(one.anchor());
-        assert_eq!(bundle::verify(anchors, leaf.chain(), "localhost", now), Ok(()));
+        assert_eq!(
+            bundle::verify(anchors, leaf.chain(), "localhost", now),
+            Ok(())
+        );
 
         let says = |certificate: &str, key: &str| from(certificate, key).unwrap_err().to_string();
         assert!(says(&cert, &two.key_pem()).contains("is not that of its certificate"));

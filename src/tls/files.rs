@@ -97,7 +97,9 @@ fn chains(loaded: &Loaded, authority: &Path, now: SystemTime) -> Result<(), TlsE
         return Ok(());
     }
     let name = chain.first().and_then(super::first_name).ok_or_else(|| {
-        TlsError::Certificate("it has no alternative name, and API servers read no other".to_owned())
+        TlsError::Certificate(
+            "it has no alternative name, and API servers read no other".to_owned(),
+        )
     })?;
     super::bundle::verify(&anchors, chain, &name, now).map_err(|error| TlsError::Untrusted {
         path: authority.display().to_string(),

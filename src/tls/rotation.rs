@@ -194,7 +194,9 @@ pub fn next_step(state: &State<'_>, now: SystemTime) -> Step {
         (Store::Unusable, Some(held)) if wants_leaf(state, held, now) => return Step::Sign,
         (Store::Unusable, _) => return Step::Rest,
     };
+    // Whoever was cut off for so long that the leaf has ended has nothing left to keep.
     if let Some(leaf) = state.leaf
+        && now < leaf.not_after
         && !stored.bundle.contains(&leaf.issuer)
     {
         return Step::Keep(leaf.issuer.clone());

@@ -28,7 +28,10 @@ use gangplank::{
     },
     review::{Review, review},
     subject::{Door, Operation, Subject},
-    tls::{self, Resolver, authority::{Authority, Lives}},
+    tls::{
+        self, Resolver,
+        authority::{Authority, Lives},
+    },
     webhook::{
         self, Desk,
         registration::{FailurePolicy, Reach, Registration},

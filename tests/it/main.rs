@@ -15,6 +15,7 @@ mod harness;
 mod admission;
 mod apiserver;
 mod audit;
+mod certificates;
 mod check;
 mod crowd;
 mod docs;

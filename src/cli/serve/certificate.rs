@@ -37,6 +37,7 @@ const CAINJECTOR: &str = "cert-manager.io/inject-";
 /// The arguments about certificates.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "TLS")]
+#[group(skip)]
 pub(super) struct Args {
     /// The serving certificate (PEM, leaf first); without it one is made and kept in memory, signed by
     /// the authority in --ca-secret
@@ -205,9 +206,10 @@ impl Certificate {
                  --ca-injected, or it and Gangplank write over each other"
             );
         }
-        let clients = args.client_ca.as_ref().map(|path| {
-            Clients::load(path.clone(), args.client_name.clone()).map(Arc::new)
-        });
+        let clients = args
+            .client_ca
+            .as_ref()
+            .map(|path| Clients::load(path.clone(), args.client_name.clone()).map(Arc::new));
         let clients = clients.transpose().context("--client-ca")?;
         if clients.is_some() {
             setting.health.clients(Ok(()));
@@ -328,13 +330,27 @@ impl Certificate {
                             served.renew_at() <= now || now < served.not_before
                         });
                         if due {
-                            serve(&resolver, authority.sign(&names, now), &metrics, now, &health);
+                            serve(
+                                &resolver,
+                                authority.sign(&names, now),
+                                &metrics,
+                                now,
+                                &health,
+                            );
                         }
                     }
                 }
                 Source::Files(files, bundle) => {
-                    follow_files(files, bundle, &resolver, period, &metrics, &health, stopped.clone())
-                        .await;
+                    follow_files(
+                        files,
+                        bundle,
+                        &resolver,
+                        period,
+                        &metrics,
+                        &health,
+                        stopped.clone(),
+                    )
+                    .await;
                 }
             }
         };

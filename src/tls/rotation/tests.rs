@@ -81,7 +81,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => replica.prop_map(Event::Crash),
         8 => (1..20_u64).prop_map(Event::Pass),
         1 => (20..200_u64).prop_map(Event::Pass),
-        1 => (-60..60_i64).prop_map(Event::Jump),
+        // From one end to the other less than a leaf lives: more than that no clock is taken to be wrong.
+        1 => (-30..30_i64).prop_map(Event::Jump),
         1 => Just(Event::Delete),
     ];
     prop::collection::vec(event, 1..400)
@@ -138,6 +139,9 @@ impl World {
             Event::Crash(index) => self.replicas[index] = Replica::default(),
             Event::Pass(seconds) => self.time += seconds,
             Event::Jump(by) => self.jump = by,
+            // Nobody deletes it in the moment between its making and the first registration: until then
+            // nothing else knows of it.
+            Event::Delete if self.configurations.iter().any(Option::is_none) => {}
             Event::Delete => {
                 self.secret = None;
                 self.secret_version += 1;
@@ -228,7 +232,11 @@ impl World {
                 stored.signer = stored.next.take().unwrap();
             }
             Step::Drop(anchors) => {
-                stored.as_mut().unwrap().bundle.retain(|anchor| !anchors.contains(anchor));
+                stored
+                    .as_mut()
+                    .unwrap()
+                    .bundle
+                    .retain(|anchor| !anchors.contains(anchor));
             }
         }
         if self.secret_version == look.version {
@@ -316,7 +324,12 @@ proptest! {
         let now = at(world.now());
         for replica in &world.replicas {
             let (leaf, _) = replica.leaf.as_ref().unwrap();
-            prop_assert!(leaf.not_before <= now && now < leaf.not_after);
+            prop_assert!(
+                leaf.not_before <= now && now < leaf.not_after,
+                "{leaf:?} at {now:?}: {:?}, {:?}",
+                world.secret,
+                world.configurations
+            );
         }
         world.check()?;
     }
@@ -339,7 +352,10 @@ fn years_pass_and_authorities_come_and_go() {
     }
     // Two thirds of 405 seconds, some of which are spent waiting.
     assert!((26..31).contains(&signers.len()), "{}", signers.len());
-    assert_eq!(most, 2, "the old one leaves the bundle before the next comes");
+    assert_eq!(
+        most, 2,
+        "the old one leaves the bundle before the next comes"
+    );
     let all = ["create", "sign", "prepare", "promote", "drop", "rest"];
     assert_eq!(world.steps, BTreeSet::from(all));
 }
