@@ -74,7 +74,7 @@ pub struct Args {
     shutdown_delay: Option<GoDuration>,
 
     #[command(flatten)]
-    tls: certificate::Args,
+    tls: certificate::TlsArgs,
 
     /// Create and update the webhook configurations, and keep them as they should be
     #[arg(long, help_heading = "Registration")]

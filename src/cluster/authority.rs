@@ -494,7 +494,9 @@ impl Keeper {
             Err(_) => Store::Unusable,
         };
         let elapsed = inner.began.elapsed();
-        inner.memory.saw(&store, &published, elapsed);
+        // A look now and then is missed on a busy machine.
+        let gap = self.settings.grace.max(3 * self.settings.period);
+        inner.memory.saw(&store, &published, elapsed, gap);
         if let Ok(Some(vault)) = &read {
             inner.held = Some(vault.clone());
         }

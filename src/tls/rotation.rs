@@ -81,8 +81,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// A look, at this time of a clock that never jumps.
-    pub fn saw(&mut self, store: &Store, published: &Published, now: Duration) {
+    /// A look, at this time of a clock that never jumps. After a pause longer than `gap` everything
+    /// counts from now: much may have come and gone in between.
+    pub fn saw(&mut self, store: &Store, published: &Published, now: Duration, gap: Duration) {
+        if now.saturating_sub(self.now) > gap {
+            *self = Self::default();
+        }
         self.now = now;
         self.trusted.retain(|anchor, _| published.trusts(anchor));
         for anchor in published.all() {
@@ -242,7 +246,14 @@ fn wants_leaf(state: &State<'_>, stored: &Stored, now: SystemTime) -> bool {
     }
 }
 
-/// Who may leave the bundle: no leaf of theirs can hold any more. Not who signed the leaf at hand.
+/// Whether an authority has ended by every clock: one may be wrong by as much as a leaf lives.
+fn is_over(anchor: &Anchor, waits: Waits, now: SystemTime) -> bool {
+    anchor.not_after + waits.leaf <= now
+}
+
+/// Who may leave the bundle: no leaf of theirs can hold any more. Not who signed the leaf at hand, and
+/// of those that have not ended only who signed before the signer: a Secret that was brought back from
+/// an old copy names an old one, and others may be serving under a newer.
 fn superfluous(state: &State<'_>, stored: &Stored, now: SystemTime) -> BTreeSet<Anchor> {
     let settled = state.memory.settled_for(&stored.signer);
     // Whoever looked before the signer was promoted signed a leaf that ends by then.
@@ -253,8 +264,7 @@ fn superfluous(state: &State<'_>, stored: &Stored, now: SystemTime) -> BTreeSet<
             && state.leaf.is_none_or(|leaf| leaf.issuer != **anchor)
     });
     others
-        // A clock may be wrong by as much as a leaf lives.
-        .filter(|anchor| settled || anchor.not_after + state.waits.leaf <= now)
+        .filter(|anchor| (settled && **anchor < stored.signer) || is_over(anchor, state.waits, now))
         .cloned()
         .collect()
 }

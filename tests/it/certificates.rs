@@ -575,3 +575,141 @@ fn only_clients_with_a_certificate_are_let_in_where_one_is_asked_for() -> Result
     assert!(asks(Some(&named), &rustls::version::TLS13).is_err());
     Ok(())
 }
+
+#[test]
+fn few_permissions_suffice_and_another_keeps_ca_bundle_where_it_is_injected() -> Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cluster = Cluster::start(&Assets::find()?)?;
+    let system = cluster.namespace("system")?;
+    let config = fs::read_to_string(system.kubeconfig())?;
+    let mut config: Value = serde_json::from_str(&config)?;
+    config["users"][0]["user"]["as"] = json!("gangplank");
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = folder.path().join("kubeconfig");
+    fs::write(&kubeconfig, config.to_string())?;
+    // As in certs/README.md. By server-side apply, create too is asked for by name.
+    let may = |kind: &str, rules: Value| {
+        let subjects =
+            json!([{"kind": "User", "name": "gangplank", "apiGroup": "rbac.authorization.k8s.io"}]);
+        let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
+            "metadata": {"name": "gangplank"}, "rules": rules});
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": format!("{kind}Binding"),
+            "metadata": {"name": "gangplank"}, "subjects": subjects,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "gangplank"}});
+        for object in [role, binding] {
+            system.create(&object.to_string())?.success()?;
+        }
+        anyhow::Ok(())
+    };
+    may(
+        "Role",
+        json!([
+            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["gangplank-ca"],
+                "verbs": ["get", "update"]},
+        ]),
+    )?;
+    may(
+        "ClusterRole",
+        json!([
+            {"apiGroups": ["admissionregistration.k8s.io"],
+                "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
+                "resourceNames": ["gangplank"], "verbs": ["get", "create", "patch"]},
+            {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"],
+                "resourceNames": ["gangplank"], "verbs": ["get"]},
+        ]),
+    )?;
+    let common = [
+        "--register".to_owned(),
+        "--watch=false".to_owned(),
+        "--registration-owner=gangplank".to_owned(),
+        format!("--kubeconfig={}", kubeconfig.display()),
+    ];
+    let secret = format!("--ca-secret={}/gangplank-ca", system.namespace());
+    let certs = |args: &[&str]| {
+        std::process::Command::new(BINARY)
+            .arg("certs")
+            .args(args)
+            .arg("--kubeconfig")
+            .arg(system.kubeconfig())
+            .output()
+    };
+    let code = |args: &[&str]| anyhow::Ok(certs(args)?.status.code());
+    assert_eq!(code(&[])?, Some(1), "nothing is registered");
+    let gangplank = Gangplank::start(
+        Path::new(BINARY),
+        &[&common[..], std::slice::from_ref(&secret)].concat(),
+    )?;
+    eventually("it is registered", SOON, || {
+        let lines = get(&gangplank, "/readyz?verbose").ok()?.1;
+        lines.contains("webhook configurations: ok").then_some(())
+    })?;
+    for object in [
+        "secret/gangplank-ca",
+        "validatingwebhookconfiguration/gangplank",
+    ] {
+        let owner = &system.get(object)?["metadata"]["ownerReferences"][0];
+        assert_eq!(
+            (&owner["kind"], &owner["name"]),
+            (&json!("ClusterRole"), &json!("gangplank"))
+        );
+    }
+    let output = certs(&[&secret, "--output=json"])?;
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(
+        (output.status.code(), &told["problems"]),
+        (Some(0), &json!([])),
+        "{told}"
+    );
+    for entry in told["entries"].as_array().context("entries")? {
+        assert_eq!(entry["agrees"], true, "{told}");
+    }
+    assert_eq!(code(&["--ca-secret=default/nothing"])?, Some(1));
+    drop(gangplank);
+
+    // From now on somebody else writes caBundle.
+    let maker = Maker::new("injected")?;
+    let pair = maker.server()?;
+    fs::write(folder.path().join("tls.crt"), &pair.0)?;
+    fs::write(folder.path().join("tls.key"), &pair.1)?;
+    let args = [
+        format!("--tls-cert={}", folder.path().join("tls.crt").display()),
+        format!("--tls-key={}", folder.path().join("tls.key").display()),
+        "--registration-annotation=cert-manager.io/inject-ca-from=system/gangplank".to_owned(),
+        "--registration-period=200ms".to_owned(),
+    ];
+    let refused = Gangplank::start(Path::new(BINARY), &[&common[..], &args[..]].concat());
+    let refused = format!("{:#}", refused.err().context("two would write caBundle")?);
+    assert!(refused.contains("add --ca-injected"), "{refused}");
+    let injected = ["--ca-injected".to_owned()];
+    let gangplank = Gangplank::start(
+        Path::new(BINARY),
+        &[&common[..], &args[..], &injected[..]].concat(),
+    )?;
+    let object = "mutatingwebhookconfiguration/gangplank";
+    let bundle = STANDARD.encode(&maker.pem);
+    let patch =
+        json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]);
+    let patch = format!("--patch={patch}");
+    system
+        .run(&["patch", object, "--type=json", &patch], None)?
+        .success()?;
+    // It is written again meanwhile, as what was deleted beside it comes back.
+    system
+        .delete("validatingwebhookconfiguration/gangplank")?
+        .success()?;
+    eventually("it is registered again", SOON, || {
+        system.get("validatingwebhookconfiguration/gangplank").ok()
+    })?;
+    let found = system.get(object)?;
+    assert_eq!(
+        found["webhooks"][0]["clientConfig"]["caBundle"],
+        json!(bundle)
+    );
+    assert_eq!(
+        found["metadata"]["annotations"]["cert-manager.io/inject-ca-from"],
+        "system/gangplank"
+    );
+    drop(gangplank);
+    Ok(())
+}

@@ -38,7 +38,7 @@ const CAINJECTOR: &str = "cert-manager.io/inject-";
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "TLS")]
 #[group(skip)]
-pub(super) struct Args {
+pub(super) struct TlsArgs {
     /// The serving certificate (PEM, leaf first); without it one is made and kept in memory, signed by
     /// the authority in --ca-secret
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -190,7 +190,7 @@ impl Trust {
 impl Certificate {
     /// Begins. With a shared authority there is no certificate until [`Certificate::follow`] has found
     /// one.
-    pub(super) fn load(args: &Args, setting: Setting<'_>) -> anyhow::Result<Self> {
+    pub(super) fn load(args: &TlsArgs, setting: Setting<'_>) -> anyhow::Result<Self> {
         let now = SystemTime::now();
         let lives = Lives {
             authority: args.ca_life.into(),
@@ -455,7 +455,7 @@ async fn follow_clients(
 }
 
 /// The names and addresses that the API server may call us by.
-fn names(args: &Args, setting: &Setting<'_>) -> Vec<String> {
+fn names(args: &TlsArgs, setting: &Setting<'_>) -> Vec<String> {
     let mut names = BTreeSet::from([
         "localhost".to_owned(),
         "127.0.0.1".to_owned(),

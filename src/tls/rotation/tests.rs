@@ -142,6 +142,9 @@ impl World {
             // Nobody deletes it in the moment between its making and the first registration: until then
             // nothing else knows of it.
             Event::Delete if self.configurations.iter().any(Option::is_none) => {}
+            // Before anything is registered nobody calls us, and whoever serves already is not
+            // known to who comes next.
+            Event::Delete if self.published().entries.is_empty() => {}
             Event::Delete => {
                 self.secret = None;
                 self.secret_version += 1;
@@ -162,9 +165,12 @@ impl World {
         if let Store::Holds(stored) = &store {
             replica.held = Some(stored.clone());
         }
-        replica
-            .memory
-            .saw(&store, &published, Duration::from_secs(true_time));
+        replica.memory.saw(
+            &store,
+            &published,
+            Duration::from_secs(true_time),
+            WAITS.grace,
+        );
         replica.look = Some(Look {
             version,
             store,
