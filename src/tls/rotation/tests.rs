@@ -301,7 +301,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn what_is_published_verifies_every_leaf_that_is_served(events in events()) {
