@@ -353,7 +353,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
             .serve(admin_router.into_make_service()),
     );
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
-    let served = trust.clone();
+    let published = trust.clone();
     let mut renewal = tokio::spawn(certificate.follow(stopped.clone()));
     let mut reload = match file {
         Some(file) => {
@@ -381,7 +381,7 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         signal = signals.next() => Some(signal),
         () = async {
             cluster::watch::settled(&health.watches, CACHES_LIMIT).await;
-            served.begun().await;
+            published.begun().await;
         } => None,
     };
     health.serving();
@@ -390,9 +390,11 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
         let period = Duration::from(args.registration_period);
         tokio::spawn(register(
             client,
-            registration,
-            trust,
-            args.registration_owner.clone(),
+            Standing {
+                registration,
+                owner: args.registration_owner.clone(),
+                trust,
+            },
             desk,
             health,
             period,
@@ -530,13 +532,20 @@ fn reach(args: &Args, listening: SocketAddr) -> Reach {
     }
 }
 
+/// What the webhook configurations are made of, besides the policy.
+struct Standing {
+    registration: Registration,
+    /// The ClusterRole that they belong to.
+    owner: Option<String>,
+    /// What the API server has to trust.
+    trust: Trust,
+}
+
 /// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
 /// or removed, comes back. Failing does not make us less ready.
 async fn register(
     client: kube::Client,
-    registration: Registration,
-    mut trust: Trust,
-    owner: Option<String>,
+    mut standing: Standing,
     desk: Arc<Desk>,
     health: Arc<Health>,
     period: Duration,
@@ -547,8 +556,8 @@ async fn register(
     let mut adopted = desk.adopted.subscribe();
     loop {
         adopted.mark_unchanged();
-        trust.mark_unchanged();
-        let write = write(&client, &registration, owner.as_deref(), &trust, &desk);
+        standing.trust.mark_unchanged();
+        let write = write(&client, &standing, &desk);
         let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
@@ -564,7 +573,10 @@ async fn register(
         let pause = match &result {
             Ok(()) => {
                 if !announced {
-                    tracing::info!(name = registration.name, "wrote the webhook configurations");
+                    tracing::info!(
+                        name = standing.registration.name,
+                        "wrote the webhook configurations"
+                    );
                     announced = true;
                 }
                 if !ready && health.has_certificate() {
@@ -586,32 +598,26 @@ async fn register(
         tokio::select! {
             ended = wait(&mut stopped, pause) => if ended { return; },
             _ = adopted.changed() => {}
-            () = trust.changed() => {}
+            () = standing.trust.changed() => {}
         }
     }
 }
 
 /// Writes the webhook configurations once. Whatever somebody else wrote in between is looked at again.
-async fn write(
-    client: &kube::Client,
-    registration: &Registration,
-    owner: Option<&str>,
-    trust: &Trust,
-    desk: &Desk,
-) -> Result<(), String> {
+async fn write(client: &kube::Client, standing: &Standing, desk: &Desk) -> Result<(), String> {
     let failed = |error: ClusterError| cluster::chain(&error);
     loop {
-        let owner = match owner {
+        let owner = match &standing.owner {
             Some(name) => Some(cluster::owner(client, name).await.map_err(failed)?),
             None => None,
         };
-        let seen = cluster::registered(client, &registration.name)
+        let seen = cluster::registered(client, &standing.registration.name)
             .await
             .map_err(failed)?;
         let registration = Registration {
-            ca_bundle: trust.bundle(&seen).await?,
+            ca_bundle: standing.trust.bundle(&seen).await?,
             owner,
-            ..registration.clone()
+            ..standing.registration.clone()
         };
         let wanted = registration.configurations(&desk.policy.load());
         match cluster::register(client, wanted, &seen).await {

@@ -112,7 +112,7 @@ pub enum Unusable {
         /// The entry.
         entry: &'static str,
         /// What is wrong with it.
-        error: TlsError,
+        error: Box<TlsError>,
     },
 }
 
@@ -150,10 +150,10 @@ impl Vault {
         {
             return Err(Unusable::Foreign(place.clone()));
         }
-        let broken = |entry, error| Unusable::Broken {
+        let broken = |entry, error: TlsError| Unusable::Broken {
             place: place.clone(),
             entry,
-            error,
+            error: Box::new(error),
         };
         let authority = |(certificate, key): (&'static str, &'static str)| {
             let read = Authority::from_pem(
@@ -222,6 +222,9 @@ pub fn published(registered: &Registered) -> Published {
 }
 
 /// What time it is for the API server, which verifies us; none where it does not say.
+///
+/// # Errors
+/// Where it is not reached.
 pub async fn server_time(client: &Client) -> Result<Option<SystemTime>, ClusterError> {
     let what = || "tell its version".to_owned();
     let refused = |error| ClusterError::Request {
@@ -522,7 +525,6 @@ impl Keeper {
         let made = |error: TlsError| ClusterError::Config(error.to_string());
         let new = || Authority::new(now, *lives).map(Arc::new).map_err(made);
         let next = match (&step, held) {
-            (Step::Rest, _) => None,
             (Step::Sign, Some(vault)) => {
                 let identity = vault.signer.sign(names, now).map_err(made)?;
                 self.serve(identity, now);
@@ -562,8 +564,8 @@ impl Keeper {
                 vault.bundle.retain(|anchor| !anchors.contains(anchor));
                 Some(vault)
             }
-            // Each of these follows from something that is held.
-            (_, None) => None,
+            // All but resting follows from something that is held.
+            (Step::Rest, _) | (_, None) => None,
         };
         let mut again = step == Step::Sign;
         if let Some(vault) = next {
