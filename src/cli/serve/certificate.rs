@@ -182,7 +182,7 @@ impl Trust {
             Self::Injected => return std::future::pending().await,
         };
         if told.is_err() {
-            std::future::pending().await;
+            std::future::pending::<()>().await;
         }
     }
 }
