@@ -5,10 +5,10 @@ use std::{
     fmt::Write,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime},
 };
 
 use axum::{
@@ -19,15 +19,16 @@ use axum::{
     routing::get,
 };
 
-use crate::{cluster::watch::Watches, metrics::Metrics, telemetry::LogLevel};
+use crate::{cluster::watch::Watches, metrics::Metrics, telemetry::LogLevel, tls};
 
 /// What the server knows of its own state.
 #[derive(Debug, Default)]
 pub struct Health {
     serving: AtomicBool,
     stopping: AtomicBool,
-    /// In seconds of the epoch.
-    certificate_end: AtomicU64,
+    certificate: Mutex<Option<Served>>,
+    authority: Mutex<Option<Result<String, String>>>,
+    clients: Mutex<Option<Result<(), String>>>,
     registration: Mutex<Option<Result<(), String>>>,
     policy: Mutex<Option<Result<String, String>>>,
     /// How the watches of the cluster fare. Never a reason not to be ready.
@@ -45,9 +46,25 @@ impl Health {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// The certificate served from now on ends then.
-    pub fn certificate(&self, end: SystemTime) {
-        self.certificate_end.store(seconds(end), Ordering::Release);
+    /// The certificate that is served ends then; it is `now` by the clock that counts.
+    pub fn certificate(&self, end: SystemTime, now: SystemTime) {
+        let left = end.duration_since(now).unwrap_or_default();
+        *lock(&self.certificate) = Some(Served {
+            end,
+            // Our own wall clock may jump; that is no reason to turn traffic away.
+            usable: Instant::now().checked_add(left),
+        });
+    }
+
+    /// How what signs the certificate, or its files, fare. Never a reason not to be ready while the
+    /// certificate at hand is good.
+    pub fn authority(&self, look: Result<String, String>) {
+        *lock(&self.authority) = Some(look);
+    }
+
+    /// How the file of the clients' authority fares. Never a reason not to be ready.
+    pub fn clients(&self, look: Result<(), String>) {
+        *lock(&self.clients) = Some(look);
     }
 
     /// Whether traffic is welcome: not before we serve, not after a signal, and not with a
@@ -58,8 +75,10 @@ impl Health {
             && self.has_certificate()
     }
 
-    fn has_certificate(&self) -> bool {
-        seconds(SystemTime::now()) < self.certificate_end.load(Ordering::Acquire)
+    /// Whether the certificate that is served, if any, holds.
+    pub fn has_certificate(&self) -> bool {
+        let served = *lock(&self.certificate);
+        served.is_some_and(|served| served.usable.is_none_or(|until| Instant::now() < until))
     }
 
     /// The webhook configurations were written, or why not. Never a reason not to be ready.
@@ -87,12 +106,30 @@ impl Health {
             (false, false) => "starting",
         };
         let _ = writeln!(text, "admission: {state}");
-        let certificate = if self.has_certificate() {
-            "ok"
-        } else {
-            "expired"
+        let served = *lock(&self.certificate);
+        let _ = match served {
+            None => writeln!(text, "certificate: none yet"),
+            Some(served) => {
+                let state = if self.has_certificate() {
+                    "ok, until"
+                } else {
+                    "expired at"
+                };
+                writeln!(text, "certificate: {state} {}", tls::moment(served.end))
+            }
         };
-        let _ = writeln!(text, "certificate: {certificate}");
+        let _ = match lock(&self.authority).as_ref() {
+            None => Ok(()),
+            Some(Ok(state)) => writeln!(text, "certificate authority: {state}"),
+            Some(Err(error)) => writeln!(text, "certificate authority: failing: {error}"),
+        };
+        let _ = match lock(&self.clients).as_ref() {
+            None => Ok(()),
+            Some(Ok(())) => writeln!(text, "client certificates: asked for"),
+            Some(Err(error)) => {
+                writeln!(text, "client certificates: asked for; the file: {error}")
+            }
+        };
         let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = match policy.as_ref() {
             None => writeln!(text, "policy: built in"),
@@ -118,9 +155,17 @@ impl Health {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+/// The certificate that is served.
+#[derive(Clone, Copy, Debug)]
+struct Served {
+    end: SystemTime,
+    /// None: so long that it cannot be told.
+    usable: Option<Instant>,
+}
+
+/// What a panic elsewhere left is still true.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the admin port shows.

@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub mod audit;
+pub mod certs;
 pub mod check;
 pub mod exemptions;
 pub mod policy;
@@ -51,6 +52,8 @@ enum Command {
     Replay(replay::Args),
     /// List the rules, or explain one
     Rules(rules::Args),
+    /// Show the certificate authority of the webhook, and whether the API server is told to trust it
+    Certs(certs::Args),
     /// Check a policy file, show what it comes to, or compare two
     #[command(subcommand)]
     Policy(policy::Command),
@@ -122,6 +125,7 @@ impl Cli {
             Command::Audit(args) => audit::run(&args),
             Command::Replay(args) => replay::run(&args),
             Command::Rules(args) => rules::run(&args),
+            Command::Certs(args) => certs::run(&args),
             Command::Policy(command) => policy::run(&command),
         };
         ExitCode::from(code)

@@ -91,6 +91,16 @@ struct ExemptionStateLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StepLabels {
+    step: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CertificateLabels {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct AccessLabels {
     result: &'static str,
 }
@@ -127,6 +137,10 @@ pub struct Metrics {
     audit_seconds: Gauge<f64, AtomicU64>,
     audit_complete: Gauge,
     certificate_end: Gauge<f64, AtomicU64>,
+    authority_end: Gauge<f64, AtomicU64>,
+    authority_steps: Family<StepLabels, Counter>,
+    certificate_failures: Family<CertificateLabels, Counter>,
+    certificate_stale: Family<CertificateLabels, Gauge>,
     registered: Gauge,
     watch_synced: Family<WatchLabels, Gauge>,
     watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
@@ -237,6 +251,31 @@ impl Metrics {
             "When the serving certificate ends",
             certificate_end.clone(),
         );
+        let authority_end = Gauge::<f64, AtomicU64>::default();
+        let authority_steps = Family::<StepLabels, Counter>::default();
+        let certificate_failures = Family::<CertificateLabels, Counter>::default();
+        let certificate_stale = Family::<CertificateLabels, Gauge>::default();
+        registry.register(
+            "ca_not_after_timestamp_seconds",
+            "When the authority that signs the serving certificates ends; 0 where it is not ours",
+            authority_end.clone(),
+        );
+        registry.register(
+            "ca_steps",
+            "What this replica did about the authority: create, restore, keep, prepare, promote, drop; \
+             and sign for its own certificate",
+            authority_steps.clone(),
+        );
+        registry.register(
+            "certificate_failures",
+            "Looks at a source of certificates (secret, files, client-ca) that failed",
+            certificate_failures.clone(),
+        );
+        registry.register(
+            "certificate_stale",
+            "1 where the last look at a source of certificates failed, and what was there before stays",
+            certificate_stale.clone(),
+        );
         registry.register(
             "webhooks_registered",
             "1 where the webhook configurations were last written as they should be",
@@ -303,6 +342,10 @@ impl Metrics {
             audit_seconds,
             audit_complete,
             certificate_end,
+            authority_end,
+            authority_steps,
+            certificate_failures,
+            certificate_stale,
             registered,
             watch_synced,
             watch_failing,
@@ -485,10 +528,31 @@ impl Metrics {
 
     /// Another certificate is served.
     pub fn certificate(&self, end: SystemTime) {
-        let seconds = end
-            .duration_since(UNIX_EPOCH)
-            .map_or(0.0, |since| since.as_secs_f64());
-        self.certificate_end.set(seconds);
+        self.certificate_end.set(seconds(end));
+    }
+
+    /// Another authority signs.
+    pub fn authority(&self, end: SystemTime) {
+        self.authority_end.set(seconds(end));
+    }
+
+    /// A step was made about the authority.
+    pub fn authority_step(&self, step: &'static str) {
+        self.authority_steps
+            .get_or_create(&StepLabels { step })
+            .inc();
+    }
+
+    /// A source of certificates was looked at.
+    pub fn certificate_looked(&self, source: &'static str, well: bool) {
+        let labels = CertificateLabels { source };
+        let failures = self.certificate_failures.get_or_create(&labels);
+        if !well {
+            failures.inc();
+        }
+        self.certificate_stale
+            .get_or_create(&labels)
+            .set(i64::from(!well));
     }
 
     /// The webhook configurations were written, or could not be.
@@ -519,6 +583,12 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
+
+/// Seconds of the epoch.
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 impl Default for Metrics {

@@ -3,21 +3,30 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer},
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
 };
 
+use x509_parser::extensions::GeneralName;
+
+use bundle::Anchor;
+use client::Clients;
+
 pub mod authority;
+pub mod bundle;
+pub mod client;
 pub mod files;
+pub mod rotation;
 
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +69,20 @@ pub enum TlsError {
         /// The last moment.
         until: String,
     },
+    /// The key is not readable.
+    #[error("the private key is not readable: {0}")]
+    Key(String),
+    /// The key is another's.
+    #[error("the private key is not that of its certificate")]
+    Stranger,
+    /// The certificate is another authority's.
+    #[error("the certificate does not chain to what {path} holds: {error}")]
+    Untrusted {
+        /// The file of the authority.
+        path: String,
+        /// Why not.
+        error: String,
+    },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -79,6 +102,8 @@ pub struct Identity {
     pub not_before: SystemTime,
     /// When it ends.
     pub not_after: SystemTime,
+    /// The authority that signed it, where that is one of ours.
+    pub issuer: Option<Anchor>,
 }
 
 impl fmt::Debug for Identity {
@@ -115,7 +140,13 @@ impl Identity {
             key: Arc::new(key),
             not_before,
             not_after,
+            issuer: None,
         })
+    }
+
+    /// The certificates that are sent, the leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
     }
 
     /// Whether it is the same certificate.
@@ -125,12 +156,13 @@ impl Identity {
 
     /// When to replace it: after two thirds of its life.
     pub fn renew_at(&self) -> SystemTime {
-        let life = self
-            .not_after
-            .duration_since(self.not_before)
-            .unwrap_or_default();
-        self.not_before + life * 2 / 3
+        two_thirds(self.not_before, self.not_after)
     }
+}
+
+/// When two thirds of a life are over.
+fn two_thirds(from: SystemTime, until: SystemTime) -> SystemTime {
+    from + until.duration_since(from).unwrap_or_default() * 2 / 3
 }
 
 /// When a certificate begins to hold and ends.
@@ -152,53 +184,92 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime)
     ))
 }
 
+/// The first alternative name of a certificate, a DNS name or an address.
+fn first_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            // A wildcard stands for any one label.
+            GeneralName::DNSName(name) => Some(name.replacen('*', "any", 1)),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        })
+}
+
+/// An address of a certificate: 4 or 16 bytes (RFC 5280, 4.2.1.6).
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
 /// A time as people read it.
-fn moment(time: SystemTime) -> String {
+pub(crate) fn moment(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
 }
 
 /// Hands out the certificate that is current when a connection begins.
 #[derive(Debug)]
 pub struct Resolver {
-    identity: ArcSwap<Identity>,
+    identity: ArcSwapOption<Identity>,
 }
 
 impl Resolver {
-    /// Begins with one certificate.
-    pub fn new(identity: Identity) -> Self {
+    /// Begins with one certificate; without one every handshake fails until there is.
+    pub fn new(identity: Option<Identity>) -> Self {
         Self {
-            identity: ArcSwap::from_pointee(identity),
+            identity: ArcSwapOption::from_pointee(identity),
         }
     }
 
     /// Serves another certificate from now on; open connections go on with theirs.
     pub fn replace(&self, identity: Identity) {
-        self.identity.store(Arc::new(identity));
+        self.identity.store(Some(Arc::new(identity)));
     }
 
-    /// The certificate served now.
-    pub fn current(&self) -> Arc<Identity> {
+    /// The certificate served now, if there is one yet.
+    pub fn current(&self) -> Option<Arc<Identity>> {
         self.identity.load_full()
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.identity.load().key))
+        let identity = self.identity.load();
+        Some(Arc::clone(&identity.as_ref()?.key))
     }
 }
 
-/// The TLS settings of the admission port.
+/// The TLS settings of the admission port; with `clients`, only those are let in.
 ///
 /// # Errors
 /// Where the cryptography provider is missing or refuses them.
-pub fn server_config(resolver: Arc<Resolver>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(
+    resolver: Arc<Resolver>,
+    clients: Option<Arc<Clients>>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = CryptoProvider::get_default().ok_or(TlsError::NoProvider)?;
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+    let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(TlsError::Setup)?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+        .map_err(TlsError::Setup)?;
+    let mut config = match clients {
+        None => builder.with_no_client_auth().with_cert_resolver(resolver),
+        Some(clients) => {
+            let mut config = builder
+                .with_client_cert_verifier(clients)
+                .with_cert_resolver(resolver);
+            // A session that is resumed is not verified again: a client would stay let in after its
+            // authority was taken away.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            config
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,15 +1,13 @@
 //! `gangplank serve`
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
-use arc_swap::ArcSwap;
 use axum_server::{
     Handle,
     accept::{DefaultAcceptor, NoDelayAcceptor},
@@ -26,11 +24,11 @@ use crate::{
     admin::{self, Admin, Health},
     audit::continuous,
     cli::{FAILED, OK, PolicyText},
-    cluster::{self, ClusterArgs, access::Access, lease::Contest},
+    cluster::{self, ClusterArgs, ClusterError, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
     telemetry::{self, LogFormat, LogLevel},
-    tls::{self, Resolver, authority::Authority, files},
+    tls,
     webhook::{
         self, Desk,
         limits::{self, Doorkeeper, Gate},
@@ -39,20 +37,15 @@ use crate::{
 };
 
 mod bounds;
+mod certificate;
 mod reload;
 
 use bounds::Limits;
+use certificate::{Certificate, Trust};
 use reload::PolicyFile;
 
 /// The first pause after a failed registration; it doubles up to the period.
 const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
-
-/// How often the wall clock is looked at: timers stop while a machine sleeps or moves.
-const CLOCK_PERIOD: Duration = Duration::from_secs(60);
-
-/// How often certificate files are looked at: a projected volume swaps a link above them, which a
-/// watch on the files themselves misses.
-const FILES_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long the API server may take to answer a registration.
 const REGISTRATION_LIMIT: Duration = Duration::from_secs(15);
@@ -80,24 +73,8 @@ pub struct Args {
     #[arg(long, value_name = "DURATION")]
     shutdown_delay: Option<GoDuration>,
 
-    /// The serving certificate (PEM, leaf first); without it one is made and kept in memory
-    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
-    tls_cert: Option<PathBuf>,
-    /// Its key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
-    tls_key: Option<PathBuf>,
-    /// The authority that signed it (PEM), published as caBundle by --register; without it the
-    /// certificates of --tls-cert
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
-    tls_ca: Option<PathBuf>,
-    /// A further name or address for the certificate made in memory
-    #[arg(
-        long,
-        value_name = "NAME",
-        conflicts_with = "tls_cert",
-        help_heading = "TLS"
-    )]
-    tls_san: Vec<String>,
+    #[command(flatten)]
+    tls: certificate::TlsArgs,
 
     /// Create and update the webhook configurations, and keep them as they should be
     #[arg(long, help_heading = "Registration")]
@@ -124,6 +101,15 @@ pub struct Args {
     /// What becomes of a write that may be denied while we do not answer
     #[arg(long, value_enum, default_value_t, help_heading = "Registration")]
     failure_policy: FailurePolicy,
+
+    /// An annotation of both webhook configurations, as cert-manager.io/inject-ca-from=<namespace>/<name>
+    #[arg(
+        long,
+        value_name = "KEY=VALUE",
+        value_parser = certificate::annotation,
+        help_heading = "Registration"
+    )]
+    registration_annotation: Vec<(String, String)>,
 
     /// The ClusterRole that the webhook configurations belong to: Kubernetes removes them with it, even
     /// when nothing of Gangplank is left to do so
@@ -314,13 +300,6 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     let admin_listener = bind(args.admin_listen, "--admin-listen")?;
     let (webhook, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
 
-    let certificate = Certificate::load(args, webhook, SystemTime::now())?;
-    let end = certificate.resolver.current().not_after;
-    metrics.certificate(end);
-    health.certificate(end);
-    let config = tls::server_config(Arc::clone(&certificate.resolver) as _)?;
-    let bundle = Arc::clone(&certificate.bundle);
-
     // Before anything is served: a client that cannot be made is a mistake in the arguments.
     let watches = args.watch.unwrap_or(args.register);
     let client = if args.register || watches || args.audit {
@@ -328,16 +307,27 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     } else {
         None
     };
-    if args.register && args.service.is_some() && args.tls_cert.is_none() {
-        tracing::warn!(
-            "the certificate authority is in this process's memory: run one replica, or give \
-             --tls-cert and --tls-key, for replicas would overwrite each other's caBundle"
-        );
-    }
+    let certificate = Certificate::load(
+        &args.tls,
+        certificate::Setting {
+            listening: webhook,
+            url_host: args.url.as_ref().map(|url| url.host.clone()),
+            service: args.service.as_ref(),
+            registration: args.registration_name.clone(),
+            owner: args.registration_owner.clone(),
+            client: client.clone().filter(|_| args.register),
+            annotations: &args.registration_annotation,
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+        },
+    )?;
+    let config = tls::server_config(Arc::clone(&certificate.resolver), certificate.clients())?;
+    let trust = certificate.trust();
     let registration = Registration {
         name: args.registration_name.clone(),
         reach: reach(args, webhook),
-        ca_bundle: Vec::new(),
+        ca_bundle: None,
+        annotations: args.registration_annotation.iter().cloned().collect(),
         failure_policy: args.failure_policy,
         owner: None,
     };
@@ -372,8 +362,8 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     let admin_service = admin_router.into_make_service_with_connect_info::<SocketAddr>();
     let mut admin_task = tokio::spawn(limits::bound(admin_server).serve(admin_service));
     tracing::info!(webhook = %webhook, admin = %admin, "listening");
-    let mut renewal =
-        tokio::spawn(certificate.renew(Arc::clone(&metrics), Arc::clone(&health), stopped.clone()));
+    let published = trust.clone();
+    let mut renewal = tokio::spawn(certificate.follow(stopped.clone()));
     let mut reload = match file {
         Some(file) => {
             tokio::spawn(file.follow(Arc::clone(&desk), Arc::clone(&health), stopped.clone()))
@@ -398,7 +388,10 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     caches.push(tokio::spawn(counting));
     let early = tokio::select! {
         signal = signals.next() => Some(signal),
-        () = cluster::watch::settled(&health.watches, CACHES_LIMIT) => None,
+        () = async {
+            cluster::watch::settled(&health.watches, CACHES_LIMIT).await;
+            published.begun().await;
+        } => None,
     };
     health.serving();
     let mut upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
@@ -409,7 +402,7 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
             Standing {
                 registration,
                 owner: args.registration_owner.clone(),
-                bundle,
+                trust,
             },
             desk,
             health,
@@ -553,182 +546,36 @@ fn reach(args: &Args, listening: SocketAddr) -> Reach {
     }
 }
 
-/// The serving certificate and what keeps it current.
-struct Certificate {
-    resolver: Arc<Resolver>,
-    /// What the API server has to trust, PEM.
-    bundle: Arc<ArcSwap<Vec<u8>>>,
-    source: Source,
-}
-
-/// Where the next certificate comes from.
-enum Source {
-    /// Signed in memory, for these names.
-    Authority(Box<Authority>, Vec<String>),
-    /// Files, written by somebody else.
-    Files {
-        certificate: PathBuf,
-        key: PathBuf,
-        authority: PathBuf,
-    },
-}
-
-impl Certificate {
-    fn load(args: &Args, listening: SocketAddr, now: SystemTime) -> anyhow::Result<Self> {
-        let (identity, bundle, source) =
-            if let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) {
-                let authority = args.tls_ca.as_ref().unwrap_or(certificate);
-                let source = Source::Files {
-                    certificate: certificate.clone(),
-                    key: key.clone(),
-                    authority: authority.clone(),
-                };
-                let identity = files::load(certificate, key, now)?;
-                (identity, files::bundle(authority)?, source)
-            } else {
-                let authority = Authority::new(now)?;
-                let names = names(args, listening);
-                let identity = authority.sign(&names, now).with_context(|| {
-                    format!("cannot make a certificate for {}", names.join(", "))
-                })?;
-                let bundle = authority.bundle().as_bytes().to_vec();
-                (
-                    identity,
-                    bundle,
-                    Source::Authority(Box::new(authority), names),
-                )
-            };
-        Ok(Self {
-            resolver: Arc::new(Resolver::new(identity)),
-            bundle: Arc::new(ArcSwap::from_pointee(bundle)),
-            source,
-        })
-    }
-
-    /// Replaces the certificate: one made in memory when two thirds of its life are over, one from
-    /// files when their content is another. What cannot be served is not taken; the one before it
-    /// stays.
-    async fn renew(
-        self,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-        mut stopped: watch::Receiver<bool>,
-    ) {
-        let period = match self.source {
-            Source::Authority(..) => CLOCK_PERIOD,
-            Source::Files { .. } => FILES_PERIOD,
-        };
-        let mut complaint = None;
-        while !wait(&mut stopped, period).await {
-            let next = match &self.source {
-                Source::Authority(authority, names) => {
-                    let now = SystemTime::now();
-                    if now < self.resolver.current().renew_at() {
-                        continue;
-                    }
-                    authority.sign(names, now)
-                }
-                Source::Files {
-                    certificate,
-                    key,
-                    authority,
-                } => {
-                    let read = files::load(certificate, key, SystemTime::now())
-                        .and_then(|identity| Ok((identity, files::bundle(authority)?)));
-                    read.map(|(identity, bundle)| {
-                        if **self.bundle.load() != bundle {
-                            self.bundle.store(Arc::new(bundle));
-                        }
-                        identity
-                    })
-                }
-            };
-            match next {
-                Ok(identity) if identity.is_same_as(&self.resolver.current()) => complaint = None,
-                Ok(identity) => {
-                    complaint = None;
-                    metrics.certificate(identity.not_after);
-                    health.certificate(identity.not_after);
-                    self.resolver.replace(identity);
-                    tracing::info!("another serving certificate is in use");
-                }
-                // Once, and not at every look.
-                Err(error) => {
-                    let text = error.to_string();
-                    if complaint.as_ref() != Some(&text) {
-                        tracing::error!("keeping the serving certificate: {text}");
-                        complaint = Some(text);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The names and addresses that the API server may call us by.
-fn names(args: &Args, listening: SocketAddr) -> Vec<String> {
-    let mut names = BTreeSet::from([
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-        "::1".to_owned(),
-    ]);
-    if !listening.ip().is_unspecified() {
-        names.insert(listening.ip().to_string());
-    }
-    names.extend(args.url.iter().map(|url| url.host.clone()));
-    if let Some(Reach::Service {
-        namespace, name, ..
-    }) = &args.service
-    {
-        for suffix in ["", ".cluster.local"] {
-            names.insert(format!("{name}.{namespace}.svc{suffix}"));
-        }
-    }
-    names.extend(args.tls_san.iter().cloned());
-    names.into_iter().collect()
-}
-
 /// What the webhook configurations are made of, besides the policy.
 struct Standing {
     registration: Registration,
     /// The ClusterRole that they belong to.
     owner: Option<String>,
-    /// What the API server has to trust, PEM.
-    bundle: Arc<ArcSwap<Vec<u8>>>,
+    /// What the API server has to trust.
+    trust: Trust,
 }
 
 /// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
 /// or removed, comes back. Failing does not make us less ready.
 async fn register(
     client: kube::Client,
-    standing: Standing,
+    mut standing: Standing,
     desk: Arc<Desk>,
     health: Arc<Health>,
     period: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut backoff = REGISTRATION_BACKOFF;
-    let mut announced = false;
+    let (mut announced, mut ready) = (false, false);
     let mut adopted = desk.adopted.subscribe();
     loop {
         adopted.mark_unchanged();
-        let write = async {
-            let owner = match &standing.owner {
-                Some(name) => Some(cluster::owner(&client, name).await?),
-                None => None,
-            };
-            let registration = Registration {
-                ca_bundle: standing.bundle.load().to_vec(),
-                owner,
-                ..standing.registration.clone()
-            };
-            let wanted = registration.configurations(&desk.policy.load());
-            cluster::register(&client, &wanted).await
-        };
+        standing.trust.mark_unchanged();
+        let write = write(&client, &standing, &desk);
         let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
-                Ok(result) => result.map_err(|error| cluster::chain(&error)),
+                Ok(result) => result,
                 Err(_) => Err(format!(
                     "the API server did not answer within {} s",
                     REGISTRATION_LIMIT.as_secs()
@@ -744,8 +591,11 @@ async fn register(
                         name = standing.registration.name,
                         "wrote the webhook configurations"
                     );
-                    tracing::info!("ready");
                     announced = true;
+                }
+                if !ready && health.has_certificate() {
+                    tracing::info!("ready");
+                    ready = true;
                 }
                 backoff = REGISTRATION_BACKOFF;
                 period
@@ -758,10 +608,35 @@ async fn register(
             }
         };
         health.registration(result);
-        // What another policy makes stale is written at once.
+        // What another policy or authority makes stale is written at once.
         tokio::select! {
             ended = wait(&mut stopped, pause) => if ended { return; },
             _ = adopted.changed() => {}
+            () = standing.trust.changed() => {}
+        }
+    }
+}
+
+/// Writes the webhook configurations once. Whatever somebody else wrote in between is looked at again.
+async fn write(client: &kube::Client, standing: &Standing, desk: &Desk) -> Result<(), String> {
+    let failed = |error: ClusterError| cluster::chain(&error);
+    loop {
+        let owner = match &standing.owner {
+            Some(name) => Some(cluster::owner(client, name).await.map_err(failed)?),
+            None => None,
+        };
+        let seen = cluster::registered(client, &standing.registration.name)
+            .await
+            .map_err(failed)?;
+        let registration = Registration {
+            ca_bundle: standing.trust.bundle(&seen).await?,
+            owner,
+            ..standing.registration.clone()
+        };
+        let wanted = registration.configurations(&desk.policy.load());
+        match cluster::register(client, wanted, &seen).await {
+            Err(error) if error.is_conflict() => {}
+            result => return result.map_err(failed),
         }
     }
 }

@@ -1,10 +1,111 @@
 //! A certificate and key from files, as cert-manager or a site's own tooling writes them.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::{Identity, TlsError};
+
+/// What was read from files: a pair, and what clients are to trust.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The certificate and its key.
+    pub identity: Identity,
+    /// Who signed it, PEM.
+    pub bundle: Vec<u8>,
+}
+
+/// Certificate files that are looked at again and again, whole: the kubelet swaps a link above the
+/// files of a projected volume and leaves their own times alone.
+#[derive(Debug)]
+pub struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: PathBuf,
+    /// What was served last of the three, byte for byte.
+    taken: [Vec<u8>; 3],
+}
+
+impl Files {
+    /// Reads certificate, key and authority.
+    ///
+    /// # Errors
+    /// As [`load`]; and where the certificate does not chain to the authority.
+    pub fn load(
+        certificate: &Path,
+        key: &Path,
+        authority: &Path,
+        now: SystemTime,
+    ) -> Result<(Self, Loaded), TlsError> {
+        let mut files = Self {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            authority: authority.to_owned(),
+            taken: [const { Vec::new() }; 3],
+        };
+        let loaded = files.look(now)?.ok_or_else(|| TlsError::Empty {
+            path: certificate.display().to_string(),
+            what: "certificate",
+        })?;
+        Ok((files, loaded))
+    }
+
+    /// Looks at the files. Some when they hold something else than what was taken before.
+    ///
+    /// # Errors
+    /// As [`load`]: also for half of a pair that is just being written. It is looked at again.
+    pub fn look(&mut self, now: SystemTime) -> Result<Option<Loaded>, TlsError> {
+        let before = self.bytes()?;
+        if before == self.taken {
+            return Ok(None);
+        }
+        let loaded = Loaded {
+            identity: load(&self.certificate, &self.key, now)?,
+            bundle: bundle(&self.authority)?,
+        };
+        chains(&loaded, &self.authority, now)?;
+        // Nothing moved while they were read: the three belong together.
+        if self.bytes()? != before {
+            return Ok(None);
+        }
+        self.taken = before;
+        Ok(Some(loaded))
+    }
+
+    fn bytes(&self) -> Result<[Vec<u8>; 3], TlsError> {
+        Ok([
+            read(&self.certificate)?,
+            read(&self.key)?,
+            read(&self.authority)?,
+        ])
+    }
+}
+
+/// Whether who trusts the bundle takes the certificate: a leaf may hold still and be another
+/// authority's by now. A bundle that names the leaf itself trusts it, as Go's crypto/x509 does.
+fn chains(loaded: &Loaded, authority: &Path, now: SystemTime) -> Result<(), TlsError> {
+    let anchors = super::bundle::read(&loaded.bundle)?;
+    let chain = loaded.identity.chain();
+    let itself = chain
+        .first()
+        .is_some_and(|leaf| anchors.iter().any(|anchor| anchor.certificate == *leaf));
+    if itself {
+        return Ok(());
+    }
+    let name = chain.first().and_then(super::first_name).ok_or_else(|| {
+        TlsError::Certificate(
+            "it has no alternative name, and API servers read no other".to_owned(),
+        )
+    })?;
+    super::bundle::verify(&anchors, chain, &name, now).map_err(|error| TlsError::Untrusted {
+        path: authority.display().to_string(),
+        error,
+    })
+}
 
 /// Reads a chain and its key.
 ///

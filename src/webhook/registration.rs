@@ -9,7 +9,7 @@
 //! is asked for with `has()` before it is read, and an object too large to look through cheaply is
 //! sent to us instead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use k8s_openapi::{
@@ -79,8 +79,10 @@ pub struct Registration {
     pub name: String,
     /// How the API server reaches us.
     pub reach: Reach,
-    /// The certificates that it trusts us by, PEM.
-    pub ca_bundle: Vec<u8>,
+    /// The certificates that it trusts us by, PEM; none where somebody else writes them.
+    pub ca_bundle: Option<Vec<u8>>,
+    /// Annotations of both configurations.
+    pub annotations: BTreeMap<String, String>,
     /// Of the entry `enforce`.
     pub failure_policy: FailurePolicy,
     /// What the configurations belong to: the garbage collector removes them with it.
@@ -107,6 +109,7 @@ impl Registration {
         let metadata = ObjectMeta {
             name: Some(self.name.clone()),
             labels: Some([("app.kubernetes.io/name".to_owned(), "gangplank".to_owned())].into()),
+            annotations: (!self.annotations.is_empty()).then(|| self.annotations.clone()),
             owner_references: self.owner.clone().map(|owner| vec![owner]),
             ..ObjectMeta::default()
         };
@@ -155,7 +158,7 @@ impl Registration {
     }
 
     fn client(&self, path: &str) -> WebhookClientConfig {
-        let ca_bundle = Some(ByteString(self.ca_bundle.clone()));
+        let ca_bundle = self.ca_bundle.clone().map(ByteString);
         match &self.reach {
             Reach::Url(base) => WebhookClientConfig {
                 ca_bundle,

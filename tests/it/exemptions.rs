@@ -28,7 +28,10 @@ use gangplank::{
     },
     review::{Review, review},
     subject::{Door, Operation, Subject},
-    tls::{self, Resolver, authority::Authority},
+    tls::{
+        self, Resolver,
+        authority::{Authority, Lives},
+    },
     webhook::{
         self, Desk,
         registration::{FailurePolicy, Reach, Registration},
@@ -1020,15 +1023,16 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         clock,
         ..desk(client.clone(), policy)
     });
-    let authority = Authority::new(SystemTime::now())?;
+    let authority = Authority::new(SystemTime::now(), Lives::default())?;
     let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
-    let config = tls::server_config(Arc::new(Resolver::new(identity)))?;
+    let config = tls::server_config(Arc::new(Resolver::new(Some(identity))), None)?;
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let registration = Registration {
         name: "gangplank".to_owned(),
         reach: Reach::Url(format!("https://{}", listener.local_addr()?)),
-        ca_bundle: authority.bundle().as_bytes().to_vec(),
+        ca_bundle: Some(authority.certificate_pem().into_bytes()),
+        annotations: BTreeMap::new(),
         failure_policy: FailurePolicy::Fail,
         owner: None,
     };
@@ -1036,7 +1040,8 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
     let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
     let router = webhook::router(Arc::clone(&desk));
     let serving = tokio::spawn(server.serve(router.into_make_service()));
-    cluster::register(&client, &registration.configurations(&desk.policy.load())).await?;
+    let wanted = registration.configurations(&desk.policy.load());
+    cluster::register(&client, wanted, &cluster::Registered::default()).await?;
 
     let asked = tokio::task::spawn_blocking(move || -> Result<()> {
         let kubectl = cluster.namespace("clock")?;

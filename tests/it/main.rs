@@ -15,6 +15,7 @@ mod harness;
 mod admission;
 mod apiserver;
 mod audit;
+mod certificates;
 mod chart;
 mod check;
 mod crowd;

@@ -17,7 +17,8 @@ fn registration() -> Registration {
             name: "gangplank".to_owned(),
             port: 443,
         },
-        ca_bundle: b"PEM".to_vec(),
+        ca_bundle: Some(b"PEM".to_vec()),
+        annotations: std::collections::BTreeMap::new(),
         failure_policy: FailurePolicy::Fail,
         owner: None,
     }
