@@ -368,7 +368,7 @@ fn garbage_in_the_secret_is_told_and_changes_nothing() -> Result<()> {
     twins.all_verify()?;
     twins.write_is_judged()?;
     assert_eq!(twins.held("tls.crt")?, b"garbage", "nothing is overwritten");
-    assert_eq!(twins.published()?, vec![authority.clone(); 3]);
+    assert_eq!(twins.published()?, vec![authority; 3]);
 
     // What the message says: delete it, and who runs writes what it holds.
     twins.system.delete("secret/gangplank-ca")?.success()?;

@@ -56,7 +56,7 @@ struct World {
     steps: BTreeSet<&'static str>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Event {
     Look(usize),
     Act(usize),
@@ -307,7 +307,7 @@ proptest! {
     fn what_is_published_verifies_every_leaf_that_is_served(events in events()) {
         let mut world = World::new();
         for event in events {
-            world.play(event.clone());
+            world.play(event);
             world.check().map_err(|error| {
                 TestCaseError::fail(format!("after {event:?} at {}: {error}", world.time))
             })?;
