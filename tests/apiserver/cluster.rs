@@ -188,7 +188,8 @@ impl Cluster {
             .success()?;
         let text = std::fs::read_to_string(self.kubeconfig()).context("the kubeconfig")?;
         let mut config: Value = serde_json::from_str(&text)?;
-        config["users"][0]["user"] = json!({"token": token.trim()});
+        let user = config.pointer_mut("/users/0/user").context("a user")?;
+        *user = json!({"token": token.trim()});
         let path = self.dir().join(format!("kubeconfig-{namespace}-{account}"));
         std::fs::write(&path, config.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -232,7 +232,7 @@ impl Writes {
         let namespace = cluster.namespace("writes")?.namespace().to_owned();
         let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let kubeconfig = cluster.kubeconfig().to_owned();
-        let writer = {
+        let thread = {
             let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
             let (kubeconfig, namespace) = (kubeconfig.clone(), namespace.clone());
             thread::spawn(move || {
@@ -255,7 +255,7 @@ impl Writes {
         let writes = Self {
             stop,
             done,
-            writer: Some(writer),
+            writer: Some(thread),
             kubeconfig,
             namespace,
         };
