@@ -96,11 +96,16 @@ impl Release {
         helm_of(&self.helm, "upgrade", values, &[])
     }
 
-    /// What a kubelet mounts: the policy of the ConfigMap, as it is now.
+    /// What a kubelet mounts: the policy of the ConfigMap, as it is now. Waits until every pod has taken it.
     pub(crate) fn sync_policy(&self) -> Result<()> {
         let text = self.policy()?;
-        for pod in &self.pods {
-            fs::write(&pod.policy, &text)?;
+        for index in 0..self.pods.len() {
+            let before = self.readyz(index, "policy:")?;
+            fs::write(&self.pods[index].policy, &text)?;
+            eventually("another policy is in force", SOON, || {
+                let now = self.readyz(index, "policy:").ok()?;
+                (now != before && now.starts_with("policy: ok")).then_some(())
+            })?;
         }
         Ok(())
     }
