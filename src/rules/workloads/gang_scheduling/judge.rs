@@ -258,7 +258,9 @@ impl Case<'_, '_> {
         let mechanism = self.mechanism();
         if matches!(mechanism, Mechanism::None) {
             self.inexpressible(members, out);
-            if !self.tells_each() {
+            // Where its controller may make one all the same, nothing else is denied for it either.
+            let doubtful = !self.kind().is_flat() && !self.is_in_two();
+            if !self.tells_each() || doubtful {
                 return;
             }
         }

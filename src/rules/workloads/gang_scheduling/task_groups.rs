@@ -105,7 +105,10 @@ impl Case<'_, '_> {
             text.split_whitespace()
                 .any(|part| part == "gangSchedulingStyle=Hard")
         });
-        let instead = self.task_groups_instead(set, keys, wanted, members);
+        let have = self.serving.workload.size();
+        let short = self.kind().is_flat() && have > 0 && have < wanted;
+        let filled = if short { have } else { wanted };
+        let instead = self.task_groups_instead(set, keys, filled, members);
         let mut report = |key: &str, fault: &str, lacking: u64, message: String| {
             let path = annotations.clone().key(key);
             let value = path.lookup(&self.cx.subject.value).cloned();
@@ -158,6 +161,15 @@ impl Case<'_, '_> {
                      spans {members} that only serve together."
                 ),
             ),
+            Some(_) if short && self.is_shared(members) => report(
+                &keys.groups,
+                "task-group-unfilled",
+                wanted - have,
+                format!(
+                    "The task group \"{own}\" waits for {wanted} pods, and there are {have} of them: the \
+                     gang never starts."
+                ),
+            ),
             Some(_) => {}
         }
         if !hard {
@@ -203,19 +215,15 @@ impl Case<'_, '_> {
             let alike = self.sets().filter(alike);
             return alike.map(|set| set.count).fold(0, u64::saturating_add);
         }
-        let have = self.serving.workload.size();
-        match have {
-            // Asleep: it wakes with what its group says.
-            0 if self.is_shared(members) => {
-                let text = set.template.annotation(&keys.groups);
-                let listed = text.and_then(Listed::read);
-                listed
-                    .and_then(|all| all.minimum(own.unwrap_or_default()))
-                    .unwrap_or(members)
-            }
-            0 => members,
-            have => have.min(members),
+        // Of a group that other owners' pods complete, only the sum is known. What it says is judged
+        // whatever an autoscaler makes of the replicas.
+        if self.has_task_groups_of_others() {
+            let text = set.template.annotation(&keys.groups);
+            let listed = text.and_then(Listed::read);
+            let minimum = listed.and_then(|all| all.minimum(own.unwrap_or_default()));
+            return minimum.unwrap_or(members).min(members);
         }
+        members
     }
 
     fn task_groups_instead(

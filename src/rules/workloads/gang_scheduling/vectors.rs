@@ -471,6 +471,36 @@ fn v21_yunikorns_soft_gangs_are_none() {
     }
 }
 
+/// The task groups of one application are one gang, whoever owns their pods; each needs its own pods.
+#[test]
+fn yunikorns_groups_of_several_owners_are_one_gang() {
+    let yunikorn = policy("yunikorn", None);
+    let level = |replicas: u64, own: u64, others: u64, id: Option<&str>| {
+        let mut object = scheduled_by(without_queue(gang(2)), "yunikorn");
+        object["spec"]["replicas"] = json!(replicas);
+        object["spec"]["strategy"] = json!({"type": "Recreate"});
+        let metadata = &mut object["spec"]["template"]["metadata"];
+        if let Some(id) = id {
+            metadata["labels"]["yunikorn.apache.org/app-id"] = json!(id);
+        }
+        let group = |name: &str, minimum: u64| json!({"name": name, "minMember": minimum, "minResource": {"nvidia.com/gpu": 8}});
+        let groups = json!([group("head", own), group("workers", others)]);
+        metadata["annotations"] = json!({
+            "yunikorn.apache.org/task-group-name": "head",
+            "yunikorn.apache.org/task-groups": groups.to_string(),
+            "yunikorn.apache.org/schedulingPolicyParameters": "gangSchedulingStyle=Hard",
+        });
+        Outcome::of(&yunikorn, &[&object]).level()
+    };
+    assert_eq!(level(1, 1, 1, Some("llm")), None);
+    assert_eq!(level(1, 1, 4, Some("llm")), None, "a router beside them");
+    assert_eq!(level(0, 1, 1, Some("llm")), None, "asleep");
+    assert_eq!(level(1, 2, 1, Some("llm")), Some(Level::Deny), "unfilled");
+    assert_eq!(level(1, 1, 1, None), Some(Level::Warn));
+    let alone = Some("llm-uniqueautogen");
+    assert_eq!(level(1, 1, 1, alone), Some(Level::Deny), "each pod alone");
+}
+
 /// 22: what a LeaderWorkerSet makes is judged at the LeaderWorkerSet.
 #[test]
 fn v22_a_stateful_set_of_a_leader_worker_set_is_skipped() {
