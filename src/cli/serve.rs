@@ -332,8 +332,9 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
         owner: None,
     };
 
-    let mut desk =
-        Desk::new(policy, Arc::clone(&metrics)).with_in_flight(args.limits.max_in_flight);
+    let mut desk = Desk::new(policy, Arc::clone(&metrics))
+        .with_in_flight(args.limits.max_in_flight)
+        .with_body_bytes(args.limits.max_body_bytes_in_flight);
     if let Some(client) = &client {
         desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
     }
