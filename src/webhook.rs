@@ -31,11 +31,12 @@ use crate::{
     cluster::access::Access,
     exempt::Rights,
     facts::Facts,
-    finding::{Finding, Verdict},
+    finding::Verdict,
     metrics::{Metrics, Seen},
     policy::Policy,
     review::{Review, review},
     subject::{Door, Subject},
+    telemetry::traces::{Span, Traces},
 };
 
 pub mod answer;
@@ -72,6 +73,8 @@ pub struct Desk {
     pub body_bytes: Budget,
     /// Whether clients are to go elsewhere: [`Desk::send_away`].
     pub leaving: AtomicBool,
+    /// Where spans of requests go.
+    pub traces: Traces,
     /// The question that is asked.
     pub reviewer: Reviewer,
     /// Who tells whether a requester may exempt; without it nobody may.
@@ -92,6 +95,7 @@ impl Desk {
             body_bytes: metrics.body_bytes(BODY_LIMIT as u64),
             leaving: AtomicBool::new(false),
             metrics,
+            traces: Traces::default(),
             reviewer: review,
             access: None,
             clock: Timestamp::now,
@@ -129,6 +133,13 @@ impl Desk {
         self
     }
 
+    /// A desk that tells these traces of its requests.
+    #[must_use]
+    pub fn with_traces(mut self, traces: Traces) -> Self {
+        self.traces = traces;
+        self
+    }
+
     /// Puts another policy in force. A request is judged by one policy from beginning to end.
     pub fn adopt(&self, policy: Policy) {
         self.metrics.policy(&policy);
@@ -147,38 +158,52 @@ pub fn router(desk: Arc<Desk>) -> Router {
 }
 
 async fn mutate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "mutate", Door::Mutate, request).await
+    serve(&desk, "mutate", "/mutate", Door::Mutate, request).await
 }
 
 async fn validate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "validate", Door::Validate, request).await
+    serve(&desk, "validate", "/validate", Door::Validate, request).await
 }
 
 async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "advise", Door::Validate, request).await
+    serve(&desk, "advise", "/validate/advise", Door::Validate, request).await
 }
 
-async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+async fn serve(
+    desk: &Desk,
+    endpoint: &'static str,
+    path: &'static str,
+    door: Door,
+    request: Request,
+) -> Response {
     let version = request.version();
-    let mut response = handle(desk, endpoint, door, request).await;
+    let mut span = desk.traces.begin(path, request.headers());
+    let mut response = handle(desk, endpoint, door, request, &mut span).await;
     if version < Version::HTTP_2 && desk.leaving.load(Ordering::Relaxed) {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
+    span.answered(response.status());
     response
 }
 
-async fn handle(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+async fn handle(
+    desk: &Desk,
+    endpoint: &'static str,
+    door: Door,
+    request: Request,
+    span: &mut Span,
+) -> Response {
     let _pass = match desk.in_flight.enter() {
         Ok(pass) => pass,
-        Err(nth) => return shed(nth, &too_many(desk.in_flight.limit())),
+        Err(nth) => return shed(nth, &too_many(desk.in_flight.limit()), span),
     };
     let mut share = desk.body_bytes.share();
     let body = match read(request, &mut share).await {
         Ok(body) => body,
-        Err(Unread::Shed(nth)) => return shed(nth, &too_large(desk.body_bytes.limit())),
+        Err(Unread::Shed(nth)) => return shed(nth, &too_large(desk.body_bytes.limit()), span),
         Err(Unread::Refused(refusal)) => {
-            return refused(desk, endpoint, &refusal, Duration::ZERO);
+            return refused(desk, endpoint, &refusal, Duration::ZERO, span);
         }
     };
     let started = Instant::now();
@@ -191,10 +216,11 @@ async fn handle(desk: &Desk, endpoint: &'static str, door: Door, request: Reques
     match (opened, answered) {
         (Ok(envelope), Ok((review, answer))) => {
             desk.metrics.took(endpoint, elapsed);
+            span.reviewed(&envelope, &review);
             tell(endpoint, &envelope, &review, elapsed);
             respond(StatusCode::OK, &answer)
         }
-        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed),
+        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed, span),
     }
 }
 
@@ -232,12 +258,6 @@ async fn ask(
 /// name and nothing that is in it, which may be a secret.
 fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: Duration) {
     let Envelope { uid, subject, .. } = envelope;
-    let rules = |wanted: fn(&Finding) -> bool| {
-        let findings = review.findings.iter().filter(|finding| wanted(finding));
-        let mut rules: Vec<&str> = findings.map(|finding| finding.rule).collect();
-        rules.dedup();
-        rules.join(",")
-    };
     // The level of a line has to be a constant.
     macro_rules! line {
         ($level:ident) => {
@@ -250,8 +270,8 @@ fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: D
                 namespace = subject.namespace,
                 name = subject.name,
                 verdict = review.outcome(),
-                rules = rules(|_| true),
-                exempted = rules(|finding| finding.exempted.is_some()),
+                rules = review.rules(|_| true),
+                exempted = review.rules(|finding| finding.exempted.is_some()),
                 patched = review.patch.0.len(),
                 duration_us = microseconds(elapsed),
                 "reviewed"
@@ -391,7 +411,14 @@ async fn gather(mut body: Body, length: usize, share: &mut Share) -> Result<Vec<
     Ok(bytes)
 }
 
-fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal, elapsed: Duration) -> Response {
+fn refused(
+    desk: &Desk,
+    endpoint: &'static str,
+    refusal: &Refusal,
+    elapsed: Duration,
+    span: &mut Span,
+) -> Response {
+    span.refused(&refusal.uid, &refusal.message);
     desk.metrics.refused(endpoint, refusal.code.as_u16());
     tracing::warn!(
         endpoint,
@@ -418,7 +445,8 @@ fn too_large(limit: i64) -> String {
 /// The API server's client takes a 503 with Retry-After for an invitation: it asks again after that
 /// many seconds, until the timeout of the webhook configuration is over (client-go,
 /// rest/with_retry.go, checkWait). Only then has the call failed and failurePolicy decides.
-fn shed(nth: u64, why: &str) -> Response {
+fn shed(nth: u64, why: &str, span: &mut Span) -> Response {
+    span.refused("", why);
     if limits::is_worth_a_line(nth) {
         tracing::warn!(shed = nth, "shed a request: {why}");
     }
