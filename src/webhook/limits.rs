@@ -138,6 +138,11 @@ impl Gate {
         }
     }
 
+    /// How many are inside.
+    pub fn inside(&self) -> i64 {
+        self.inside.get()
+    }
+
     /// How many may be inside.
     pub fn limit(&self) -> i64 {
         self.limit
