@@ -30,6 +30,15 @@ pub const CONNECTIONS: u32 = 1024;
 /// are one budget of 600 for reads and writes), of which most are reads.
 pub const IN_FLIGHT: u32 = 512;
 
+/// Bytes of bodies at a time, from the first byte of each to its answer: the largest of them alone, or
+/// one of 16 KiB for each of [`IN_FLIGHT`].
+///
+/// Parsed, a manifest takes 17 times its size: a member of an object is a leaf of a B-tree of 632 bytes,
+/// however few are in it (measured with serde_json 1.0 for 8 MiB of a container of ten members; 53 times
+/// is the worst that the API server's own types let through, a list of `{"name":"a"}`). So this many
+/// bytes become 140 MiB of manifests, and 430 MiB of the worst, which the chart's limit leaves room for.
+pub const BODY_BYTES: &str = "8Mi";
+
 /// Connections at a time to the admin port: the kubelet, a few Prometheus, somebody who looks.
 pub const ADMIN_CONNECTIONS: u32 = 64;
 
@@ -159,6 +168,82 @@ impl Drop for Pass {
     }
 }
 
+/// Bounds how many bytes may be held, by all requests together.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    held: Gauge,
+    turned_away: Counter,
+    limit: i64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes, counted in `held`; whom it turns away is counted in `turned_away`.
+    pub fn new(limit: u64, held: Gauge, turned_away: Counter) -> Self {
+        Self {
+            held,
+            turned_away,
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// A share of nothing yet, which is given back when it is dropped.
+    pub fn share(&self) -> Share {
+        Share {
+            budget: self.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// How many bytes may be held.
+    pub fn limit(&self) -> i64 {
+        self.limit
+    }
+}
+
+/// What one request holds of a [`Budget`].
+#[derive(Debug)]
+pub struct Share {
+    budget: Budget,
+    bytes: i64,
+}
+
+impl Share {
+    /// Grows to that many bytes; a share that is larger stays as it is.
+    ///
+    /// # Errors
+    /// How many were turned away by now, where so much is not left. The share stays as it was.
+    pub fn reach(&mut self, bytes: usize) -> Result<(), u64> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let more = bytes.saturating_sub(self.bytes);
+        if more <= 0 {
+            return Ok(());
+        }
+        let Budget {
+            held,
+            turned_away,
+            limit,
+        } = &self.budget;
+        let with_more = |held: i64| held.checked_add(more).filter(|held| held <= limit);
+        // Nothing else is ordered by the count.
+        let reached = held
+            .inner()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_more);
+        match reached {
+            Ok(_) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(_) => Err(turned_away.inc() + 1),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.held.dec_by(self.bytes);
+    }
+}
+
 /// Whether the n-th of many like it is worth a line in the log: the 1st, 2nd, 4th, 8th. A flood must
 /// not become one of the log.
 pub fn is_worth_a_line(nth: u64) -> bool {
@@ -257,6 +342,7 @@ pub fn bound<A: Address, Acceptor>(server: Server<A, Acceptor>) -> Server<A, Acc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{subject::quantity::Quantity, webhook::BODY_LIMIT};
 
     #[test]
     fn a_gate_lets_in_as_many_as_it_says_and_again_when_they_leave() {
@@ -271,6 +357,33 @@ mod tests {
         assert_eq!(inside.get(), 1);
         let _third = gate.enter().unwrap();
         assert_eq!((inside.get(), turned_away.get()), (2, 2));
+    }
+
+    #[test]
+    fn a_budget_holds_what_its_shares_have_reached_and_no_more_than_it_says() {
+        let (held, turned_away) = (Gauge::default(), Counter::default());
+        let budget = Budget::new(10, held.clone(), turned_away.clone());
+        let (mut first, mut second) = (budget.share(), budget.share());
+        first.reach(4).unwrap();
+        first.reach(3).unwrap();
+        second.reach(6).unwrap();
+        assert_eq!((held.get(), turned_away.get()), (10, 0));
+        assert_eq!(first.reach(5).unwrap_err(), 1);
+        assert_eq!(budget.share().reach(1).unwrap_err(), 2);
+        assert_eq!(budget.share().reach(usize::MAX).unwrap_err(), 3);
+        assert_eq!((held.get(), turned_away.get()), (10, 3));
+        drop(second);
+        first.reach(10).unwrap();
+        assert_eq!(held.get(), 10);
+        drop(first);
+        assert_eq!((held.get(), turned_away.get()), (0, 3));
+    }
+
+    #[test]
+    fn the_largest_body_fits_into_the_default_budget() {
+        let bytes = Quantity::parse(BODY_BYTES).unwrap().ceil().unsigned_abs();
+        let mut share = Budget::new(bytes, Gauge::default(), Counter::default()).share();
+        share.reach(BODY_LIMIT).unwrap();
     }
 
     #[test]
