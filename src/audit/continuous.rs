@@ -494,7 +494,8 @@ mod tests {
             patience,
             judge: Arc::clone(&judged),
         };
-        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}});
+        let object =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}});
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let request = traffic.enter().unwrap();
         // Nor does it wait for ever: traffic that never ends would end the audit.
