@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use self::{
     envelope::{Envelope, Refusal},
-    limits::{Budget, Gate, Share},
+    limits::{Budget, Gate, Share, Turns},
 };
 use crate::{
     cluster::access::Access,
@@ -46,6 +46,9 @@ pub mod registration;
 
 /// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
 pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
+
+/// Room that is made for a body on its word, in bytes; nearly every one fits.
+const FIRST_BYTES: usize = 64 * 1024;
 
 /// A body that dribbles in slower than this is not from an API server.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
@@ -71,6 +74,8 @@ pub struct Desk {
     pub in_flight: Gate,
     /// Bounds the bytes of their bodies.
     pub body_bytes: Budget,
+    /// Bounds what is judged of that at a time.
+    pub turns: Turns,
     /// Whether clients are to go elsewhere: [`Desk::send_away`].
     pub leaving: AtomicBool,
     /// Where spans of requests go.
@@ -93,6 +98,7 @@ impl Desk {
             facts: ArcSwap::from_pointee(Facts::unknown()),
             in_flight: metrics.in_flight(limits::IN_FLIGHT),
             body_bytes: metrics.body_bytes(BODY_LIMIT as u64),
+            turns: Turns::default(),
             leaving: AtomicBool::new(false),
             metrics,
             traces: Traces::default(),
@@ -207,6 +213,7 @@ async fn handle(
         }
     };
     let started = Instant::now();
+    let _turn = desk.turns.wait(body.len()).await;
     let opened = envelope::open(&body, door);
     let answered = match &opened {
         Ok(envelope) => ask(desk, endpoint, envelope).await,
@@ -358,11 +365,6 @@ async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Unread> {
     if length.is_some_and(|length| length > BODY_LIMIT) {
         return Err(Unread::too_large());
     }
-    // An API server says how long a body is (client-go rest/request.go hands net/http a bytes.Reader), so
-    // that what does not fit is turned away before any of it is read.
-    share
-        .reach(length.unwrap_or_default())
-        .map_err(Unread::Shed)?;
     let gathered = gather(body, length.unwrap_or_default(), share);
     let body = match tokio::time::timeout(BODY_DEADLINE, gathered).await {
         Ok(body) => body?,
@@ -387,9 +389,10 @@ async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Unread> {
     Ok(body)
 }
 
-/// Takes in a body of the length that it says it has, or of none.
+/// Takes in a body of the length that it says it has, or of none. It counts as it comes: a length is easily
+/// said, and would keep others from being heard.
 async fn gather(mut body: Body, length: usize, share: &mut Share) -> Result<Vec<u8>, Unread> {
-    let mut bytes = Vec::with_capacity(length);
+    let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             Unread::refused(

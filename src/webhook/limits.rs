@@ -19,6 +19,9 @@ use axum::http::Request;
 use axum_server::{Address, Server, accept::Accept};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::BODY_LIMIT;
 
 /// Connections at a time. Over HTTP/1.1 each request under way has one to itself, so there are as many
 /// again as [`IN_FLIGHT`]: what is beyond that bound is answered, and the API server asks again; a
@@ -30,14 +33,25 @@ pub const CONNECTIONS: u32 = 1024;
 /// are one budget of 600 for reads and writes), of which most are reads.
 pub const IN_FLIGHT: u32 = 512;
 
-/// Bytes of bodies at a time, from the first byte of each to its answer: the largest of them alone, or
-/// one of 16 KiB for each of [`IN_FLIGHT`].
+/// Bytes of bodies at a time, from when they have come to the answer: ten of the largest that an API server
+/// stores, or one of 64 KiB for each of [`IN_FLIGHT`]. What is beyond is not read, but shed.
+pub const BODY_BYTES: &str = "32Mi";
+
+/// Bytes of bodies that are judged at a time. What is beyond waits for its turn, some milliseconds: nobody
+/// but this process decides how long that is.
 ///
 /// Parsed, a manifest takes 17 times its size: a member of an object is a leaf of a B-tree of 632 bytes,
 /// however few are in it (measured with serde_json 1.0 for 8 MiB of a container of ten members; 53 times
 /// is the worst that the API server's own types let through, a list of `{"name":"a"}`). So this many
 /// bytes become 140 MiB of manifests, and 430 MiB of the worst, which the chart's limit leaves room for.
-pub const BODY_BYTES: &str = "8Mi";
+const JUDGED_BYTES: usize = BODY_LIMIT;
+
+/// A body below this takes no turn: as many of them as there are processors are judged at a time, and
+/// nearly every body is one.
+const SMALL_BODY: usize = 64 * 1024;
+
+/// What turns are counted in, in bytes.
+const TURN: usize = 1024;
 
 /// Connections at a time to the admin port: the kubelet, a few Prometheus, somebody who looks.
 pub const ADMIN_CONNECTIONS: u32 = 64;
@@ -147,6 +161,11 @@ impl Gate {
         }
     }
 
+    /// How many are inside.
+    pub fn inside(&self) -> i64 {
+        self.inside.get()
+    }
+
     /// How many may be inside.
     pub fn limit(&self) -> i64 {
         self.limit
@@ -236,6 +255,29 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.held.dec_by(self.bytes);
+    }
+}
+
+/// Lets as many bytes of bodies be judged at a time as memory is meant for.
+#[derive(Debug)]
+pub struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(JUDGED_BYTES / TURN))
+    }
+}
+
+impl Turns {
+    /// Waits until a body of this many bytes may be judged: that is until what is returned is dropped. The
+    /// first to come is the first to go on.
+    pub async fn wait(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        if bytes < SMALL_BODY {
+            return None;
+        }
+        let turns = u32::try_from(bytes.min(JUDGED_BYTES) / TURN).ok()?;
+        // Nobody closes it.
+        self.0.acquire_many(turns).await.ok()
     }
 }
 
@@ -379,6 +421,29 @@ mod tests {
         let bytes = Quantity::parse(BODY_BYTES).unwrap().ceil().unsigned_abs();
         let mut share = Budget::new(bytes, Gauge::default(), Counter::default()).share();
         share.reach(BODY_LIMIT).unwrap();
+    }
+
+    #[tokio::test]
+    async fn large_bodies_are_judged_one_after_another_and_small_ones_beside_them() {
+        let now = |turns: &'static Turns, bytes| {
+            let turn = turns.wait(bytes);
+            async move { tokio::time::timeout(Duration::ZERO, turn).await.ok() }
+        };
+        let turns: &'static Turns = Box::leak(Box::default());
+        let largest = now(turns, BODY_LIMIT).await.unwrap();
+        assert!(largest.is_some());
+        assert!(now(turns, SMALL_BODY).await.is_none());
+        assert!(now(turns, SMALL_BODY - 1).await.is_some());
+        drop(largest);
+        let half = now(turns, BODY_LIMIT / 2).await.unwrap();
+        let other = now(turns, BODY_LIMIT / 2).await.unwrap();
+        assert!(half.is_some() && other.is_some());
+        assert!(now(turns, SMALL_BODY).await.is_none());
+        drop(half);
+        // Larger than all of it, were there such a body, waits for all of it and not for ever.
+        assert!(now(turns, BODY_LIMIT * 2).await.is_none());
+        drop(other);
+        assert!(now(turns, BODY_LIMIT * 2).await.is_some());
     }
 
     #[test]

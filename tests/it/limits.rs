@@ -264,9 +264,9 @@ fn requests_beyond_the_limit_are_shed_at_once_and_may_be_asked_again() -> Result
 #[test]
 fn bytes_beyond_the_limit_are_shed_and_the_largest_body_fits_alone() -> Result<()> {
     let folder = certificate();
-    let gangplank = serve_with(folder.path(), &[])?;
+    let gangplank = serve_with(folder.path(), &["--max-body-bytes-in-flight=8Mi"])?;
     let shed = "gangplank_shed_requests_total{reason=\"bytes\"}";
-    let held = "gangplank_body_bytes";
+    let taken = "gangplank_body_bytes";
     let chunked = "POST /validate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                    transfer-encoding: chunked\r\n\r\n";
     let largest = review("largest");
@@ -282,11 +282,17 @@ fn bytes_beyond_the_limit_are_shed_and_the_largest_body_fits_alone() -> Result<(
     let small = review("small");
     let in_chunks = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
 
-    // Its length alone takes all there is.
+    // A length takes nothing, and bytes do.
     let mut alone = connect(folder.path(), &gangplank, "http/1.1")?;
     alone.write_all(head(largest.len()).as_bytes())?;
     alone.flush()?;
-    reaches(&gangplank, held, largest.len() as u64)?;
+    reaches(&gangplank, "gangplank_in_flight_requests", 1)?;
+    let (answered, _) = asked(&[head(small.len()).as_str(), &small])?;
+    assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
+    let (first, last) = largest.split_at(largest.len() - 1);
+    alone.write_all(first.as_bytes())?;
+    alone.flush()?;
+    reaches(&gangplank, taken, first.len() as u64)?;
     // Of a known length, and of one that shows.
     for (nth, beyond) in [
         &[head(small.len()).as_str(), &small][..],
@@ -302,23 +308,23 @@ fn bytes_beyond_the_limit_are_shed_and_the_largest_body_fits_alone() -> Result<(
         assert_eq!(count(&gangplank, shed)?, nth as u64 + 1);
     }
     assert_eq!(count(&gangplank, SHED)?, 0);
-    alone.write_all(largest.as_bytes())?;
+    alone.write_all(last.as_bytes())?;
     alone.flush()?;
     let (head, body) = answer(&mut alone)?;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert_eq!(body["response"]["uid"], "largest");
-    assert_eq!(count(&gangplank, held)?, 0);
+    assert_eq!(count(&gangplank, taken)?, 0);
 
     // A body that breaks off gives back what it took, and the largest one may grow to its size.
     drop(half_sent(folder.path(), &gangplank, "half")?);
     eventually("nothing is left of it", SOON, || {
-        (count(&gangplank, held).ok()? == 0).then_some(())
+        (count(&gangplank, taken).ok()? == 0).then_some(())
     })?;
     let (head, _) = asked(&[chunked, &in_chunks(&largest)])?;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let (head, _) = asked(&[chunked, &in_chunks(&format!("{largest} "))])?;
     assert!(head.starts_with("HTTP/1.1 413"), "{head}");
-    assert_eq!(count(&gangplank, held)?, 0);
+    assert_eq!(count(&gangplank, taken)?, 0);
     assert_eq!(count(&gangplank, shed)?, 2);
     Ok(())
 }

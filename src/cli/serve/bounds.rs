@@ -11,6 +11,7 @@ use crate::{
 /// The limits of `gangplank serve`.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits")]
+#[allow(clippy::struct_field_names, reason = "fields are named as their flags")]
 pub(crate) struct Limits {
     /// Open connections to --listen; what comes beyond is closed at once
     #[arg(
@@ -29,8 +30,8 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(crate) max_in_flight: u32,
-    /// Bytes of the bodies of admission requests under way, as 8Mi; what comes beyond is answered like that
-    /// too. A body that is judged takes about 17 times its bytes of memory
+    /// Bytes of the bodies of admission requests under way, as 32Mi; what comes beyond is answered like that
+    /// too
     #[arg(
         long,
         value_name = "BYTES",
