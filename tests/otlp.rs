@@ -14,6 +14,7 @@ mod harness;
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -36,10 +37,13 @@ use harness::{Assets, Cluster, Gangplank, SOON, eventually, leash::Signal};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
-/// A collector: every request that came, decoded.
+/// A request as it came, and decoded.
+type Received = (Vec<u8>, ExportTraceServiceRequest);
+
+/// A collector: every request that came.
 struct Collector {
     address: SocketAddr,
-    received: Arc<Mutex<Vec<(Vec<u8>, ExportTraceServiceRequest)>>>,
+    received: Arc<Mutex<Vec<Received>>>,
 }
 
 impl Collector {
@@ -221,10 +225,11 @@ fn a_request_is_a_span_below_that_of_who_sent_it_and_tells_nothing_of_the_object
     ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let span = collector.span("sampled")?;
     let hex = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+        let mut text = String::new();
+        for byte in bytes {
+            write!(text, "{byte:02x}").unwrap();
+        }
+        text
     };
     assert_eq!(
         (hex(&span.trace_id), hex(&span.parent_span_id)),
