@@ -2,7 +2,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,7 +14,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Version, header},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -65,6 +68,8 @@ pub struct Desk {
     pub metrics: Arc<Metrics>,
     /// Bounds the requests under way.
     pub in_flight: Gate,
+    /// Whether clients are to go elsewhere: [`Desk::send_away`].
+    pub leaving: AtomicBool,
     /// The question that is asked.
     pub reviewer: Reviewer,
     /// Who tells whether a requester may exempt; without it nobody may.
@@ -82,6 +87,7 @@ impl Desk {
             adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
             in_flight: metrics.in_flight(limits::IN_FLIGHT),
+            leaving: AtomicBool::new(false),
             metrics,
             reviewer: review,
             access: None,
@@ -102,6 +108,15 @@ impl Desk {
     pub fn with_in_flight(mut self, limit: u32) -> Self {
         self.in_flight = self.metrics.in_flight(limit);
         self
+    }
+
+    /// From now on the answer to a request is the last one of its connection, so that the next request
+    /// opens another, to a replica that stays. By the time when the rest is closed nobody should be
+    /// about to send anything over it: that would be lost.
+    ///
+    /// HTTP/2 has GOAWAY for this, which loses nothing, so it is HTTP/1 that is told.
+    pub fn send_away(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Puts another policy in force. A request is judged by one policy from beginning to end.
@@ -134,6 +149,16 @@ async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 }
 
 async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+    let version = request.version();
+    let mut response = handle(desk, endpoint, door, request).await;
+    if version < Version::HTTP_2 && desk.leaving.load(Ordering::Relaxed) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+async fn handle(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
     let _pass = match desk.in_flight.enter() {
         Ok(pass) => pass,
         Err(nth) => return shed(desk, nth),

@@ -342,12 +342,16 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     let handle = Handle::new();
     let acceptor =
         RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(NoDelayAcceptor::new());
+    if let Err(shortage) = limits::make_room(args.limits.max_connections) {
+        tracing::warn!("{shortage}");
+    }
     let gate = metrics.connections(args.limits.max_connections);
     let server = axum_server::from_tcp(listener)?
         .acceptor(Doorkeeper::new(gate, acceptor))
         .handle(handle.clone());
     let server = limits::bound(server);
     let router = webhook::router(Arc::clone(&desk));
+    let leaving = Arc::clone(&desk);
     let mut admission = tokio::spawn(server.serve(router.into_make_service()));
     let admin_handle = Handle::new();
     let admin_router = admin::router(Admin {
@@ -431,6 +435,7 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
         }
     };
     health.stopping();
+    leaving.send_away();
     let default = if args.service.is_some() {
         Duration::from_secs(5)
     } else {

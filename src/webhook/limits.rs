@@ -1,8 +1,10 @@
 //! What clients may take of the server: connections, reviews at a time, and time itself.
 //!
-//! An API server keeps a few HTTP/2 connections open and sends whole requests at once. Whoever does
-//! otherwise must not keep it from being answered, so everything here has a bound, and what is beyond
-//! it is turned away at once rather than made to wait.
+//! An API server sends whole requests at once, over HTTP/1.1 to a Service and to any host but localhost
+//! (k8s.io/apiserver 0.36, pkg/util/webhook/client.go: so that its requests spread over the replicas),
+//! and keeps up to 25 unused connections (client-go, transport/cache.go). Whoever does otherwise must not
+//! keep it from being answered, so everything here has a bound, and what is beyond it is turned away at
+//! once rather than made to wait.
 
 use std::{
     future::Future,
@@ -16,11 +18,12 @@ use std::{
 use axum::http::Request;
 use axum_server::{Address, Server, accept::Accept};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Connections at a time. An API server opens one for each of the three entries, and one more for
-/// every [`STREAMS`] requests under way. Half of the 1024 descriptors that a process may have where
-/// nobody gave it more, so that watches and the admin port always get theirs.
-pub const CONNECTIONS: u32 = 512;
+/// Connections at a time. Over HTTP/1.1 each request under way has one to itself, so there are as many
+/// again as [`IN_FLIGHT`]: what is beyond that bound is answered, and the API server asks again; a
+/// connection that is closed is a call that failed.
+pub const CONNECTIONS: u32 = 1024;
 
 /// Reviews at a time, from the first byte of the body to the answer. Above what an API server has
 /// under way by default (`--max-requests-inflight` 400 and `--max-mutating-requests-inflight` 200
@@ -30,9 +33,16 @@ pub const IN_FLIGHT: u32 = 512;
 /// Connections at a time to the admin port: the kubelet, a few Prometheus, somebody who looks.
 pub const ADMIN_CONNECTIONS: u32 = 64;
 
-/// A connection that has not said anything within this time is not from an API server, and neither
-/// are headers that take longer.
-const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection whose first request has not come within this time is not from an API server.
+const FIRST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long an HTTP/1 connection may go unused, and how long the head of a later request may take.
+///
+/// Longer than the client keeps it (90 s: IdleConnTimeout of Go's default transport, which
+/// k8s.io/apimachinery 0.36 hands down in pkg/util/net/http.go): where the server is the first to
+/// close, a request may be on its way already, and Go repeats no POST whose connection ended, so
+/// that write would fail.
+const IDLE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A connection over which nothing comes is asked this often whether somebody is still there.
 const PING_PERIOD: Duration = Duration::from_secs(30);
@@ -57,6 +67,35 @@ const PENDING_RESETS: usize = 20;
 /// Requests that were reset because they break the protocol (RUSTSEC-2024-0003): more of them on one
 /// connection ends it. hyper's own default is 1024.
 const ERROR_RESETS: usize = 128;
+
+/// Descriptors for everything but connections to the admission port: the admin port, watches, files.
+const OTHER_DESCRIPTORS: u64 = ADMIN_CONNECTIONS as u64 + 128;
+
+/// Sees to it that the process may have as many descriptors as these connections take. A container
+/// often begins with 1024 of the many that it may have: the soft limit stays low for programs that
+/// use select(2), which nothing here does.
+///
+/// # Errors
+/// How many it may have, and how many it needs, where the hard limit is lower.
+pub fn make_room(connections: u32) -> Result<(), String> {
+    let needed = u64::from(connections) + OTHER_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(limit.maximum.map_or(needed, |most| most.min(needed))),
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised)
+        .map_err(|error| format!("the limit of open files stays as it is: {error}"))?;
+    match limit.maximum {
+        Some(most) if most < needed => Err(format!(
+            "this process may open {most} files, but {connections} connections take up to {needed}"
+        )),
+        _ => Ok(()),
+    }
+}
 
 /// Bounds how many may be inside. One atomic counts them and is the metric as well.
 #[derive(Clone, Debug)]
@@ -193,11 +232,11 @@ impl<S: tower_service::Service<Request<B>>, B> tower_service::Service<Request<B>
 
 /// Sets what a connection may cost in time and memory.
 pub fn bound<A: Address, Acceptor>(server: Server<A, Acceptor>) -> Server<A, Acceptor> {
-    let mut server = server.first_request_timeout(HEADER_DEADLINE);
+    let mut server = server.first_request_timeout(FIRST_DEADLINE);
     let builder = server.http_builder();
     builder
         .http1()
-        .header_read_timeout(HEADER_DEADLINE)
+        .header_read_timeout(IDLE_DEADLINE)
         .max_buf_size(BUFFER);
     builder
         .http2()

@@ -118,20 +118,18 @@ fn reaches(gangplank: &Gangplank, name: &str, least: u64) -> Result<()> {
 async fn headers_that_do_not_come_end_the_connection() -> Result<()> {
     let folder = certificate();
     let gangplank = serve_with(folder.path(), &[])?;
-    // Nothing after the handshake, half a head, and half a head after a request that was whole.
+    // Nothing after the handshake, and half a head.
     let silent = connect(folder.path(), &gangplank, "http/1.1")?;
     let mut slow = connect(folder.path(), &gangplank, "http/1.1")?;
-    let mut later = connect(folder.path(), &gangplank, "http/1.1")?;
-    let body = review("first");
-    write!(later, "{}{body}", head(body.len()))?;
-    assert!(answer(&mut later)?.0.starts_with("HTTP/1.1 200"));
-    for stream in [&mut slow, &mut later] {
-        stream.write_all(b"POST /validate HTTP/1.1\r\nhost:")?;
-        stream.flush()?;
-    }
+    slow.write_all(b"POST /validate HTTP/1.1\r\nhost:")?;
+    slow.flush()?;
+    let mut kept = connect(folder.path(), &gangplank, "http/1.1")?;
+    let body = review("kept");
+    write!(kept, "{}{body}", head(body.len()))?;
+    assert!(answer(&mut kept)?.0.starts_with("HTTP/1.1 200"));
     let good = client(folder.path(), &version::TLS13, true);
     assert_eq!(post(&good, &gangplank, review("good")).await?.0, 200);
-    for mut stream in [silent, slow, later] {
+    for mut stream in [silent, slow] {
         let mut text = Vec::new();
         // What is said in parting does not matter, nor does how; that it ends does.
         let ended = stream.read_to_end(&mut text);
@@ -140,6 +138,9 @@ async fn headers_that_do_not_come_end_the_connection() -> Result<()> {
             "it is still open: {ended:?}"
         );
     }
+    // An API server keeps a connection that it does not use, and counts on it.
+    write!(kept, "{}{body}", head(body.len()))?;
+    assert!(answer(&mut kept)?.0.starts_with("HTTP/1.1 200"));
     assert_eq!(post(&good, &gangplank, review("after")).await?.0, 200);
     Ok(())
 }
@@ -474,6 +475,37 @@ fn open_connections_are_told_to_go_away_and_what_is_in_flight_is_finished() -> R
     let answer: Value = serde_json::from_slice(&busy.until(DATA)?.payload)?;
     assert_eq!(answer["response"]["uid"], "in flight");
     assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
+    Ok(())
+}
+
+#[test]
+fn an_http_1_connection_is_let_go_with_an_answer_and_not_with_a_request_on_its_way() -> Result<()> {
+    let folder = certificate();
+    let mut gangplank = serve_with(folder.path(), &["--shutdown-delay=1h"])?;
+    let body = review("a");
+    let ask = |stream: &mut Tls| -> Result<String> {
+        write!(stream, "{}{body}", head(body.len()))?;
+        Ok(answer(stream)?.0)
+    };
+    let mut kept = connect(folder.path(), &gangplank, "http/1.1")?;
+    for _ in 0..2 {
+        let head = ask(&mut kept)?;
+        assert!(!head.contains("connection:"), "{head}");
+    }
+    gangplank.signal(Signal::Terminate)?;
+    eventually("it is stopping", SOON, || {
+        (get(&gangplank, "/readyz").ok()?.0 == 503).then_some(())
+    })?;
+    // Who was connected before, and who still comes while the endpoints drain.
+    let mut late = connect(folder.path(), &gangplank, "http/1.1")?;
+    for stream in [&mut kept, &mut late] {
+        let head = ask(stream)?;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(head.contains("\r\nconnection: close"), "{head}");
+        assert!(has_gone(&stream.read(&mut [0])), "it stays open");
+    }
+    gangplank.signal(Signal::Terminate)?;
+    gangplank.wait(SOON)?;
     Ok(())
 }
 

@@ -202,7 +202,7 @@ fn helm_of(helm: &Helm, verb: &str, values: &Value, more: &[&str]) -> Result<Ans
     let chart = chart();
     let chart = chart.to_str().context("a path of letters")?;
     // Not 443: whoever tests need not be root.
-    let mut all = json!({"service": {"port": 8443}, "shutdownDelay": "500ms"});
+    let mut all = json!({"service": {"port": 8443}, "shutdownDelay": "2s"});
     let given = values.as_object().context("values")?.clone();
     all.as_object_mut().context("values")?.extend(given);
     let all: Vec<String> = all
