@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderValue, StatusCode, Version, header},
     response::{IntoResponse, Response},
@@ -286,7 +286,7 @@ fn judge(
 }
 
 /// Reads a JSON body within the limits.
-async fn read(request: Request) -> Result<Vec<u8>, Refusal> {
+async fn read(request: Request) -> Result<Bytes, Refusal> {
     let refuse = |code, message: String| Refusal {
         code,
         uid: String::new(),
@@ -312,7 +312,7 @@ async fn read(request: Request) -> Result<Vec<u8>, Refusal> {
     }
     let body = Limited::new(body, BODY_LIMIT).collect();
     let body = match tokio::time::timeout(BODY_DEADLINE, body).await {
-        Ok(Ok(body)) => body.to_bytes().to_vec(),
+        Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
             return Err(too_large());
         }
