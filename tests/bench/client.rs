@@ -18,7 +18,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use axum::body::{Body, Bytes};
 use http_body_util::BodyExt as _;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
@@ -268,11 +271,14 @@ pub(crate) async fn multiplexed(
     period: Duration,
     object: &Value,
 ) -> Result<Round> {
+    let mut sockets = HttpConnector::new();
+    sockets.set_nodelay(true);
+    sockets.enforce_http(false);
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(ClientConfig::clone(config))
         .https_only()
         .enable_http2()
-        .build();
+        .wrap_connector(sockets);
     let client: Client<_, Body> = Client::builder(TokioExecutor::new())
         .http2_only(true)
         .build(connector);

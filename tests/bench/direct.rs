@@ -24,7 +24,7 @@ const CONNECTIONS: usize = 8;
 /// Requests a second of the open loop: far more writes than an API server takes.
 const RATE: u32 = 1_000;
 
-const OBJECTS: [&str; 3] = ["hpa", "gang-deployment", "deployment-10k"];
+pub(crate) const OBJECTS: [&str; 3] = ["hpa", "gang-deployment", "deployment-10k"];
 
 /// The least throughput, of that of the webhook that does nothing.
 const LEAST: f64 = 0.9;

@@ -100,7 +100,7 @@ fn main() -> Result<ExitCode> {
     };
     let runtime = tokio::runtime::Runtime::new()?;
     if wanted("core") {
-        alone::core(&mut table);
+        alone::core(&mut table)?;
     }
     if wanted("check") {
         alone::check(&mut table)?;
