@@ -25,7 +25,7 @@ use crate::{
     review::{Review, Skip},
     rules,
     subject::Subject,
-    webhook::limits::Gate,
+    webhook::limits::{Budget, Gate},
 };
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -91,6 +91,11 @@ struct ExemptionStateLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ShedLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StepLabels {
     step: &'static str,
 }
@@ -126,7 +131,8 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     panics: Counter,
     in_flight: Gauge,
-    shed: Counter,
+    body_bytes: Gauge,
+    shed: Family<ShedLabels, Counter>,
     connections: Gauge,
     connections_refused: Counter,
     policy: Family<PolicyLabels, Gauge>,
@@ -191,15 +197,22 @@ impl Metrics {
             "Reviews that failed by a fault of Gangplank's",
             panics.clone(),
         );
-        let (in_flight, shed) = (Gauge::default(), Counter::default());
+        let (in_flight, body_bytes) = (Gauge::default(), Gauge::default());
+        let shed = Family::<ShedLabels, Counter>::default();
         registry.register(
             "in_flight_requests",
             "Admission requests under way, from the first byte of the body to the answer",
             in_flight.clone(),
         );
         registry.register(
+            "body_bytes",
+            "Bytes of the bodies of admission requests under way, from the first byte to the answer",
+            body_bytes.clone(),
+        );
+        registry.register(
             "shed_requests",
-            "Admission requests answered by 503 at once because too many were under way",
+            "Admission requests answered by 503 at once because too much was under way: requests, or \
+             bytes of their bodies",
             shed.clone(),
         );
         let (connections, connections_refused) = (Gauge::default(), Counter::default());
@@ -331,6 +344,7 @@ impl Metrics {
             refusals,
             panics,
             in_flight,
+            body_bytes,
             shed,
             connections,
             connections_refused,
@@ -465,7 +479,16 @@ impl Metrics {
 
     /// Counts and bounds the admission requests under way.
     pub fn in_flight(&self, limit: u32) -> Gate {
-        Gate::new(limit, self.in_flight.clone(), self.shed.clone())
+        Gate::new(limit, self.in_flight.clone(), self.shed("requests"))
+    }
+
+    /// Counts and bounds the bytes of the bodies under way.
+    pub fn body_bytes(&self, limit: u64) -> Budget {
+        Budget::new(limit, self.body_bytes.clone(), self.shed("bytes"))
+    }
+
+    fn shed(&self, reason: &'static str) -> Counter {
+        self.shed.get_or_create(&ShedLabels { reason }).clone()
     }
 
     /// Counts and bounds the connections to the admission port.

@@ -59,6 +59,14 @@ impl Review {
         }
     }
 
+    /// The rules of the findings that are wanted, for logs and traces.
+    pub fn rules(&self, wanted: impl Fn(&Finding) -> bool) -> String {
+        let findings = self.findings.iter().filter(|finding| wanted(finding));
+        let mut rules: Vec<&str> = findings.map(|finding| finding.rule).collect();
+        rules.dedup();
+        rules.join(",")
+    }
+
     fn skipped(why: Skip) -> Self {
         Self {
             skipped: Some(why),

@@ -1,8 +1,10 @@
-//! Logs: structured, on standard error.
+//! Logs: structured, on standard error. Traces, where they are compiled in: [`traces`].
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{EnvFilter, Registry, filter::LevelFilter, fmt, prelude::*, reload};
+
+pub mod traces;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -12,30 +12,31 @@ use std::{
 use arc_swap::ArcSwap;
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     http::{HeaderValue, StatusCode, Version, header},
     response::{IntoResponse, Response},
     routing::post,
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use self::{
     envelope::{Envelope, Refusal},
-    limits::Gate,
+    limits::{Budget, Gate, Share, Turns},
 };
 use crate::{
     cluster::access::Access,
     exempt::Rights,
     facts::Facts,
-    finding::{Finding, Verdict},
+    finding::Verdict,
     metrics::{Metrics, Seen},
     policy::Policy,
     review::{Review, review},
     subject::{Door, Subject},
+    telemetry::traces::{Span, Traces},
 };
 
 pub mod answer;
@@ -45,6 +46,9 @@ pub mod registration;
 
 /// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
 pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
+
+/// Room that is made for a body on its word, in bytes; nearly every one fits.
+const FIRST_BYTES: usize = 64 * 1024;
 
 /// A body that dribbles in slower than this is not from an API server.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
@@ -68,8 +72,14 @@ pub struct Desk {
     pub metrics: Arc<Metrics>,
     /// Bounds the requests under way.
     pub in_flight: Gate,
+    /// Bounds the bytes of their bodies.
+    pub body_bytes: Budget,
+    /// Bounds what is judged of that at a time.
+    pub turns: Turns,
     /// Whether clients are to go elsewhere: [`Desk::send_away`].
     pub leaving: AtomicBool,
+    /// Where spans of requests go.
+    pub traces: Traces,
     /// The question that is asked.
     pub reviewer: Reviewer,
     /// Who tells whether a requester may exempt; without it nobody may.
@@ -87,8 +97,11 @@ impl Desk {
             adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
             in_flight: metrics.in_flight(limits::IN_FLIGHT),
+            body_bytes: metrics.body_bytes(BODY_LIMIT as u64),
+            turns: Turns::default(),
             leaving: AtomicBool::new(false),
             metrics,
+            traces: Traces::default(),
             reviewer: review,
             access: None,
             clock: Timestamp::now,
@@ -119,6 +132,20 @@ impl Desk {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// A desk that holds this many bytes of bodies at a time and sheds what comes beyond.
+    #[must_use]
+    pub fn with_body_bytes(mut self, limit: u64) -> Self {
+        self.body_bytes = self.metrics.body_bytes(limit);
+        self
+    }
+
+    /// A desk that tells these traces of its requests.
+    #[must_use]
+    pub fn with_traces(mut self, traces: Traces) -> Self {
+        self.traces = traces;
+        self
+    }
+
     /// Puts another policy in force. A request is judged by one policy from beginning to end.
     pub fn adopt(&self, policy: Policy) {
         self.metrics.policy(&policy);
@@ -137,37 +164,56 @@ pub fn router(desk: Arc<Desk>) -> Router {
 }
 
 async fn mutate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "mutate", Door::Mutate, request).await
+    serve(&desk, "mutate", "/mutate", Door::Mutate, request).await
 }
 
 async fn validate(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "validate", Door::Validate, request).await
+    serve(&desk, "validate", "/validate", Door::Validate, request).await
 }
 
 async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
-    serve(&desk, "advise", Door::Validate, request).await
+    serve(&desk, "advise", "/validate/advise", Door::Validate, request).await
 }
 
-async fn serve(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+async fn serve(
+    desk: &Desk,
+    endpoint: &'static str,
+    path: &'static str,
+    door: Door,
+    request: Request,
+) -> Response {
     let version = request.version();
-    let mut response = handle(desk, endpoint, door, request).await;
+    let mut span = desk.traces.begin(path, request.headers());
+    let mut response = handle(desk, endpoint, door, request, &mut span).await;
     if version < Version::HTTP_2 && desk.leaving.load(Ordering::Relaxed) {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
+    span.answered(response.status());
     response
 }
 
-async fn handle(desk: &Desk, endpoint: &'static str, door: Door, request: Request) -> Response {
+async fn handle(
+    desk: &Desk,
+    endpoint: &'static str,
+    door: Door,
+    request: Request,
+    span: &mut Span,
+) -> Response {
     let _pass = match desk.in_flight.enter() {
         Ok(pass) => pass,
-        Err(nth) => return shed(desk, nth),
+        Err(nth) => return shed(nth, &too_many(desk.in_flight.limit()), span),
     };
-    let body = match read(request).await {
+    let mut share = desk.body_bytes.share();
+    let body = match read(request, &mut share).await {
         Ok(body) => body,
-        Err(refusal) => return refused(desk, endpoint, &refusal, Duration::ZERO),
+        Err(Unread::Shed(nth)) => return shed(nth, &too_large(desk.body_bytes.limit()), span),
+        Err(Unread::Refused(refusal)) => {
+            return refused(desk, endpoint, &refusal, Duration::ZERO, span);
+        }
     };
     let started = Instant::now();
+    let _turn = desk.turns.wait(body.len()).await;
     let opened = envelope::open(&body, door);
     let answered = match &opened {
         Ok(envelope) => ask(desk, endpoint, envelope).await,
@@ -177,10 +223,11 @@ async fn handle(desk: &Desk, endpoint: &'static str, door: Door, request: Reques
     match (opened, answered) {
         (Ok(envelope), Ok((review, answer))) => {
             desk.metrics.took(endpoint, elapsed);
+            span.reviewed(&envelope, &review);
             tell(endpoint, &envelope, &review, elapsed);
             respond(StatusCode::OK, &answer)
         }
-        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed),
+        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed, span),
     }
 }
 
@@ -218,12 +265,6 @@ async fn ask(
 /// name and nothing that is in it, which may be a secret.
 fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: Duration) {
     let Envelope { uid, subject, .. } = envelope;
-    let rules = |wanted: fn(&Finding) -> bool| {
-        let findings = review.findings.iter().filter(|finding| wanted(finding));
-        let mut rules: Vec<&str> = findings.map(|finding| finding.rule).collect();
-        rules.dedup();
-        rules.join(",")
-    };
     // The level of a line has to be a constant.
     macro_rules! line {
         ($level:ident) => {
@@ -236,8 +277,8 @@ fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: D
                 namespace = subject.namespace,
                 name = subject.name,
                 verdict = review.outcome(),
-                rules = rules(|_| true),
-                exempted = rules(|finding| finding.exempted.is_some()),
+                rules = review.rules(|_| true),
+                exempted = review.rules(|finding| finding.exempted.is_some()),
                 patched = review.patch.0.len(),
                 duration_us = microseconds(elapsed),
                 "reviewed"
@@ -285,19 +326,33 @@ fn judge(
     })
 }
 
-/// Reads a JSON body within the limits.
-async fn read(request: Request) -> Result<Bytes, Refusal> {
-    let refuse = |code, message: String| Refusal {
-        code,
-        uid: String::new(),
-        message,
-    };
-    let too_large = || {
-        refuse(
+/// Why a body was not read to its end.
+enum Unread {
+    /// There is something wrong with it.
+    Refused(Refusal),
+    /// Too many bytes are held, for this many requests by now.
+    Shed(u64),
+}
+
+impl Unread {
+    fn refused(code: StatusCode, message: String) -> Self {
+        Self::Refused(Refusal {
+            code,
+            uid: String::new(),
+            message,
+        })
+    }
+
+    fn too_large() -> Self {
+        Self::refused(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("the body is larger than {BODY_LIMIT} bytes"),
         )
-    };
+    }
+}
+
+/// Reads a JSON body within the limits.
+async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Unread> {
     let (parts, body) = request.into_parts();
     let header = |name| {
         parts
@@ -308,22 +363,13 @@ async fn read(request: Request) -> Result<Bytes, Refusal> {
     let media = header(header::CONTENT_TYPE).unwrap_or_default();
     let length = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if length.is_some_and(|length| length > BODY_LIMIT) {
-        return Err(too_large());
+        return Err(Unread::too_large());
     }
-    let body = Limited::new(body, BODY_LIMIT).collect();
-    let body = match tokio::time::timeout(BODY_DEADLINE, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            return Err(too_large());
-        }
-        Ok(Err(error)) => {
-            return Err(refuse(
-                StatusCode::BAD_REQUEST,
-                format!("the body broke off: {error}"),
-            ));
-        }
+    let gathered = gather(body, length.unwrap_or_default(), share);
+    let body = match tokio::time::timeout(BODY_DEADLINE, gathered).await {
+        Ok(body) => body?,
         Err(_) => {
-            return Err(refuse(
+            return Err(Unread::refused(
                 StatusCode::REQUEST_TIMEOUT,
                 format!(
                     "the body did not arrive within {} s",
@@ -334,18 +380,48 @@ async fn read(request: Request) -> Result<Bytes, Refusal> {
     };
     let essence = media.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(Refusal {
+        return Err(Unread::Refused(Refusal {
+            code: StatusCode::UNSUPPORTED_MEDIA_TYPE,
             uid: envelope::salvage_uid(&body),
-            ..refuse(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                format!("the body is {media:?}; only application/json is read"),
-            )
-        });
+            message: format!("the body is {media:?}; only application/json is read"),
+        }));
     }
     Ok(body)
 }
 
-fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal, elapsed: Duration) -> Response {
+/// Takes in a body of the length that it says it has, or of none. It counts as it comes: a length is easily
+/// said, and would keep others from being heard.
+async fn gather(mut body: Body, length: usize, share: &mut Share) -> Result<Vec<u8>, Unread> {
+    let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Unread::refused(
+                StatusCode::BAD_REQUEST,
+                format!("the body broke off: {error}"),
+            )
+        })?;
+        // Trailers say nothing to us.
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let reached = bytes.len().saturating_add(data.len());
+        if reached > BODY_LIMIT {
+            return Err(Unread::too_large());
+        }
+        share.reach(reached).map_err(Unread::Shed)?;
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+fn refused(
+    desk: &Desk,
+    endpoint: &'static str,
+    refusal: &Refusal,
+    elapsed: Duration,
+    span: &mut Span,
+) -> Response {
+    span.refused(&refusal.uid, &refusal.message);
     desk.metrics.refused(endpoint, refusal.code.as_u16());
     tracing::warn!(
         endpoint,
@@ -357,20 +433,30 @@ fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal, elapsed: Dura
     respond(refusal.code, &answer::refuse(refusal))
 }
 
-/// Turns a request away without reading it.
+fn too_many(limit: i64) -> String {
+    format!("more than {limit} admission requests are under way; ask again")
+}
+
+fn too_large(limit: i64) -> String {
+    format!(
+        "the bodies of the admission requests under way have more than {limit} bytes; ask again"
+    )
+}
+
+/// Turns a request away without looking at it.
 ///
 /// The API server's client takes a 503 with Retry-After for an invitation: it asks again after that
 /// many seconds, until the timeout of the webhook configuration is over (client-go,
 /// rest/with_retry.go, checkWait). Only then has the call failed and failurePolicy decides.
-fn shed(desk: &Desk, nth: u64) -> Response {
-    let limit = desk.in_flight.limit();
+fn shed(nth: u64, why: &str, span: &mut Span) -> Response {
+    span.refused("", why);
     if limits::is_worth_a_line(nth) {
-        tracing::warn!(shed = nth, limit, "shed a request: too many are under way");
+        tracing::warn!(shed = nth, "shed a request: {why}");
     }
     let refusal = Refusal {
         code: StatusCode::SERVICE_UNAVAILABLE,
         uid: String::new(),
-        message: format!("more than {limit} admission requests are under way; ask again"),
+        message: why.to_owned(),
     };
     let mut response = respond(refusal.code, &answer::refuse(&refusal));
     let seconds = HeaderValue::from_static("1");

@@ -2,7 +2,8 @@
 //! cluster from time to time, and what changes soon after it has changed.
 //!
 //! What it finds stands in report objects, in metrics, and once for each new finding in an Event of the
-//! object. Live traffic comes first: objects are looked at one page at a time, with pauses between.
+//! object. Live traffic comes first: pages are read with pauses between, and no object is looked at while
+//! a request is under way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +41,7 @@ use crate::{
     rules::{Kind, kinds},
     subject::{Subject, group_of},
     text::cut,
-    webhook::Desk,
+    webhook::{Desk, limits::Gate},
 };
 
 /// Changes are gathered for this long: a rollout writes one object many times.
@@ -66,6 +67,13 @@ pub struct Settings {
     /// How often everything is looked at.
     pub period: Duration,
 }
+
+/// How long one object waits for requests under way: a request whose body dribbles in must not end the
+/// audit. 20,000 objects take three minutes more at worst.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How often it is looked whether they are done. A review takes some 50 µs.
+const GLANCE: Duration = Duration::from_micros(200);
 
 /// An object that has changed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,15 +191,19 @@ impl Patrol {
         }
     }
 
-    fn judge(&self) -> Arc<ByPolicy> {
-        Arc::new(ByPolicy {
-            policy: self.desk.policy.load_full(),
-            facts: self.desk.facts.load_full(),
-            now: (self.desk.clock)(),
-            rules: Vec::new(),
-            // Of what is clean now, too, something may have been told before.
-            clean: true,
-            identity: true,
+    fn judge(&self) -> Arc<Behind<ByPolicy>> {
+        Arc::new(Behind {
+            traffic: self.desk.in_flight.clone(),
+            patience: PATIENCE,
+            judge: ByPolicy {
+                policy: self.desk.policy.load_full(),
+                facts: self.desk.facts.load_full(),
+                now: (self.desk.clock)(),
+                rules: Vec::new(),
+                // Of what is clean now, too, something may have been told before.
+                clean: true,
+                identity: true,
+            },
         })
     }
 
@@ -346,7 +358,27 @@ fn key(audited: &Audited) -> (&'static str, Option<String>, String) {
     )
 }
 
-/// Leaves the processor to live traffic between two pages.
+/// Judges while no request is under way, so that an audit does not contend with one for a processor.
+struct Behind<J> {
+    traffic: Gate,
+    patience: Duration,
+    judge: J,
+}
+
+impl<J: Judge> Judge for Behind<J> {
+    type Told = J::Told;
+
+    /// Blocks the thread: pages are judged on threads that may be blocked, and so are changes.
+    fn judge(&self, subject: &Subject) -> Judged<J::Told> {
+        let started = Instant::now();
+        while self.traffic.inside() > 0 && started.elapsed() < self.patience {
+            std::thread::sleep(GLANCE);
+        }
+        self.judge.judge(subject)
+    }
+}
+
+/// Leaves the API server to others between two pages.
 struct Pace;
 
 impl Progress for Pace {
@@ -435,7 +467,54 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
     use super::*;
+
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Judge for Arc<Counting> {
+        type Told = ();
+
+        fn judge(&self, _: &Subject) -> Judged<()> {
+            self.0.fetch_add(1, Ordering::AcqRel);
+            Judged::Clean
+        }
+    }
+
+    #[test]
+    fn nothing_is_looked_at_while_a_request_is_under_way() {
+        let traffic = Gate::uncounted(8);
+        let judged = Arc::<Counting>::default();
+        let behind = |patience| Behind {
+            traffic: traffic.clone(),
+            patience,
+            judge: Arc::clone(&judged),
+        };
+        let object =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}});
+        let subject = Subject::from_manifest(Arc::new(object)).unwrap();
+        let request = traffic.enter().unwrap();
+        // Nor does it wait for ever: traffic that never ends would end the audit.
+        behind(Duration::ZERO).judge(&subject);
+        assert_eq!(judged.0.load(Ordering::Acquire), 1);
+
+        let patient = behind(Duration::from_secs(3600));
+        std::thread::scope(|scope| {
+            let audit = scope.spawn(|| patient.judge(&subject));
+            // However the threads are scheduled: it cannot come before the request has ended.
+            for _ in 0..1_000 {
+                std::thread::yield_now();
+                assert_eq!(judged.0.load(Ordering::Acquire), 1);
+            }
+            drop(request);
+            audit.join().unwrap();
+        });
+        assert_eq!(judged.0.load(Ordering::Acquire), 2);
+    }
 
     #[test]
     fn rules_are_spelled_as_reasons_are() {

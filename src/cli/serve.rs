@@ -27,7 +27,7 @@ use crate::{
     cluster::{self, ClusterArgs, ClusterError, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
-    telemetry::{self, LogFormat, LogLevel},
+    telemetry::{self, LogFormat, LogLevel, traces::Traces},
     tls,
     webhook::{
         self, Desk,
@@ -291,6 +291,7 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     for line in policy.exemptions().ending(Timestamp::now()) {
         tracing::warn!("{line}");
     }
+    let traces = Traces::from_env().map_err(|error| anyhow!(error))?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::default());
     if file.is_some() {
@@ -332,8 +333,10 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
         owner: None,
     };
 
-    let mut desk =
-        Desk::new(policy, Arc::clone(&metrics)).with_in_flight(args.limits.max_in_flight);
+    let mut desk = Desk::new(policy, Arc::clone(&metrics))
+        .with_in_flight(args.limits.max_in_flight)
+        .with_body_bytes(args.limits.max_body_bytes_in_flight)
+        .with_traces(traces.clone());
     if let Some(client) = &client {
         desk = desk.with_access(Access::new(client.clone(), Arc::clone(&metrics)));
     }
@@ -451,6 +454,7 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     handle.graceful_shutdown(Some(DRAIN_LIMIT));
     tracing::info!("stopped accepting; finishing what is in flight");
     admission.await?.context("the admission port failed")?;
+    traces.flush().await;
     upkeep.await.context("the registration failed")?;
     renewal.await.context("the certificate's renewal failed")?;
     reload.await.context("the policy's reload failed")?;

@@ -52,8 +52,11 @@ const STEPS: usize = 8;
 /// How long the API server may take for one look and its step.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// How soon a replica that serves nothing yet looks again.
+/// How soon a replica looks again that serves nothing yet, or that nobody calls yet.
 const IMPATIENCE: Duration = Duration::from_millis(500);
+
+/// For how long it does so while nobody calls it.
+const BEGINNING: Duration = Duration::from_secs(60);
 
 /// A Secret by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -309,6 +312,8 @@ struct Looked {
     again: bool,
     /// Why the Secret is left as it is.
     unusable: Option<Unusable>,
+    /// There are webhook configurations.
+    registered: bool,
     /// How it stands, for people.
     state: String,
 }
@@ -390,8 +395,12 @@ impl Keeper {
                 turn = self.turn() => turn,
                 _ = stopped.wait_for(|stopped| *stopped) => return,
             };
-            self.report(turn).await;
-            let pause = if self.resolver.current().is_some() {
+            // Until there are webhook configurations nothing but the Secret holds who signed our leaf. Were it
+            // deleted now, the first one to register might not know of us.
+            let unknown = turn.as_ref().is_ok_and(|looked| !looked.registered);
+            let began = self.report(turn).await;
+            let beginning = unknown && began.elapsed() < BEGINNING;
+            let pause = if self.resolver.current().is_some() && !beginning {
                 self.settings.period
             } else {
                 IMPATIENCE.min(self.settings.period)
@@ -403,8 +412,8 @@ impl Keeper {
         }
     }
 
-    /// Tells how a turn went: once, and not at every look.
-    async fn report(&self, turn: Result<Looked, String>) {
+    /// Tells how a turn went: once, and not at every look. Since when there have been turns.
+    async fn report(&self, turn: Result<Looked, String>) -> Instant {
         let mut inner = self.inner.lock().await;
         let result = match turn {
             Ok(Looked {
@@ -441,6 +450,7 @@ impl Keeper {
             }
         }
         self.health.authority(result);
+        inner.began
     }
 
     /// Looks and acts until there is nothing to do at once.
@@ -608,6 +618,7 @@ impl Keeper {
         Ok(Looked {
             again,
             unusable: read.err(),
+            registered: !published.entries.is_empty(),
             state,
         })
     }

@@ -19,6 +19,9 @@ use axum::http::Request;
 use axum_server::{Address, Server, accept::Accept};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::BODY_LIMIT;
 
 /// Connections at a time. Over HTTP/1.1 each request under way has one to itself, so there are as many
 /// again as [`IN_FLIGHT`]: what is beyond that bound is answered, and the API server asks again; a
@@ -29,6 +32,26 @@ pub const CONNECTIONS: u32 = 1024;
 /// under way by default (`--max-requests-inflight` 400 and `--max-mutating-requests-inflight` 200
 /// are one budget of 600 for reads and writes), of which most are reads.
 pub const IN_FLIGHT: u32 = 512;
+
+/// Bytes of bodies at a time, from when they have come to the answer: ten of the largest that an API server
+/// stores, or one of 64 KiB for each of [`IN_FLIGHT`]. What is beyond is not read, but shed.
+pub const BODY_BYTES: &str = "32Mi";
+
+/// Bytes of bodies that are judged at a time. What is beyond waits for its turn, some milliseconds: nobody
+/// but this process decides how long that is.
+///
+/// Parsed, a manifest takes 17 times its size: a member of an object is a leaf of a B-tree of 632 bytes,
+/// however few are in it (measured with serde_json 1.0 for 8 MiB of a container of ten members; 53 times
+/// is the worst that the API server's own types let through, a list of `{"name":"a"}`). So this many
+/// bytes become 140 MiB of manifests, and 430 MiB of the worst, which the chart's limit leaves room for.
+const JUDGED_BYTES: usize = BODY_LIMIT;
+
+/// A body below this takes no turn: as many of them as there are processors are judged at a time, and
+/// nearly every body is one.
+const SMALL_BODY: usize = 64 * 1024;
+
+/// What turns are counted in, in bytes.
+const TURN: usize = 1024;
 
 /// Connections at a time to the admin port: the kubelet, a few Prometheus, somebody who looks.
 pub const ADMIN_CONNECTIONS: u32 = 64;
@@ -138,6 +161,11 @@ impl Gate {
         }
     }
 
+    /// How many are inside.
+    pub fn inside(&self) -> i64 {
+        self.inside.get()
+    }
+
     /// How many may be inside.
     pub fn limit(&self) -> i64 {
         self.limit
@@ -151,6 +179,105 @@ pub struct Pass(Gauge);
 impl Drop for Pass {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// Bounds how many bytes may be held, by all requests together.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    held: Gauge,
+    turned_away: Counter,
+    limit: i64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes, counted in `held`; whom it turns away is counted in `turned_away`.
+    pub fn new(limit: u64, held: Gauge, turned_away: Counter) -> Self {
+        Self {
+            held,
+            turned_away,
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// A share of nothing yet, which is given back when it is dropped.
+    pub fn share(&self) -> Share {
+        Share {
+            budget: self.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// How many bytes may be held.
+    pub fn limit(&self) -> i64 {
+        self.limit
+    }
+}
+
+/// What one request holds of a [`Budget`].
+#[derive(Debug)]
+pub struct Share {
+    budget: Budget,
+    bytes: i64,
+}
+
+impl Share {
+    /// Grows to that many bytes; a share that is larger stays as it is.
+    ///
+    /// # Errors
+    /// How many were turned away by now, where so much is not left. The share stays as it was.
+    pub fn reach(&mut self, bytes: usize) -> Result<(), u64> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let more = bytes.saturating_sub(self.bytes);
+        if more <= 0 {
+            return Ok(());
+        }
+        let Budget {
+            held,
+            turned_away,
+            limit,
+        } = &self.budget;
+        let with_more = |held: i64| held.checked_add(more).filter(|held| held <= limit);
+        // Nothing else is ordered by the count.
+        let reached = held
+            .inner()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_more);
+        match reached {
+            Ok(_) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(_) => Err(turned_away.inc() + 1),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.held.dec_by(self.bytes);
+    }
+}
+
+/// Lets as many bytes of bodies be judged at a time as memory is meant for.
+#[derive(Debug)]
+pub struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(JUDGED_BYTES / TURN))
+    }
+}
+
+impl Turns {
+    /// Waits until a body of this many bytes may be judged: that is until what is returned is dropped. The
+    /// first to come is the first to go on.
+    pub async fn wait(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        if bytes < SMALL_BODY {
+            return None;
+        }
+        let turns = u32::try_from(bytes.min(JUDGED_BYTES) / TURN).ok()?;
+        // Nobody closes it.
+        self.0.acquire_many(turns).await.ok()
     }
 }
 
@@ -252,6 +379,7 @@ pub fn bound<A: Address, Acceptor>(server: Server<A, Acceptor>) -> Server<A, Acc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{subject::quantity::Quantity, webhook::BODY_LIMIT};
 
     #[test]
     fn a_gate_lets_in_as_many_as_it_says_and_again_when_they_leave() {
@@ -266,6 +394,56 @@ mod tests {
         assert_eq!(inside.get(), 1);
         let _third = gate.enter().unwrap();
         assert_eq!((inside.get(), turned_away.get()), (2, 2));
+    }
+
+    #[test]
+    fn a_budget_holds_what_its_shares_have_reached_and_no_more_than_it_says() {
+        let (held, turned_away) = (Gauge::default(), Counter::default());
+        let budget = Budget::new(10, held.clone(), turned_away.clone());
+        let (mut first, mut second) = (budget.share(), budget.share());
+        first.reach(4).unwrap();
+        first.reach(3).unwrap();
+        second.reach(6).unwrap();
+        assert_eq!((held.get(), turned_away.get()), (10, 0));
+        assert_eq!(first.reach(5).unwrap_err(), 1);
+        assert_eq!(budget.share().reach(1).unwrap_err(), 2);
+        assert_eq!(budget.share().reach(usize::MAX).unwrap_err(), 3);
+        assert_eq!((held.get(), turned_away.get()), (10, 3));
+        drop(second);
+        first.reach(10).unwrap();
+        assert_eq!(held.get(), 10);
+        drop(first);
+        assert_eq!((held.get(), turned_away.get()), (0, 3));
+    }
+
+    #[test]
+    fn the_largest_body_fits_into_the_default_budget() {
+        let bytes = Quantity::parse(BODY_BYTES).unwrap().ceil().unsigned_abs();
+        let mut share = Budget::new(bytes, Gauge::default(), Counter::default()).share();
+        share.reach(BODY_LIMIT).unwrap();
+    }
+
+    #[tokio::test]
+    async fn large_bodies_are_judged_one_after_another_and_small_ones_beside_them() {
+        let now = |turns: &'static Turns, bytes| {
+            let turn = turns.wait(bytes);
+            async move { tokio::time::timeout(Duration::ZERO, turn).await.ok() }
+        };
+        let turns: &'static Turns = Box::leak(Box::default());
+        let largest = now(turns, BODY_LIMIT).await.unwrap();
+        assert!(largest.is_some());
+        assert!(now(turns, SMALL_BODY).await.is_none());
+        assert!(now(turns, SMALL_BODY - 1).await.is_some());
+        drop(largest);
+        let half = now(turns, BODY_LIMIT / 2).await.unwrap();
+        let other = now(turns, BODY_LIMIT / 2).await.unwrap();
+        assert!(half.is_some() && other.is_some());
+        assert!(now(turns, SMALL_BODY).await.is_none());
+        drop(half);
+        // Larger than all of it, were there such a body, waits for all of it and not for ever.
+        assert!(now(turns, BODY_LIMIT * 2).await.is_none());
+        drop(other);
+        assert!(now(turns, BODY_LIMIT * 2).await.is_some());
     }
 
     #[test]

@@ -180,8 +180,14 @@ impl Cluster {
         self.etcd.signal(signal)
     }
 
-    /// A kubeconfig for a service account, with its own token.
-    pub(crate) fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+    /// A kubeconfig for a service account, with its own token, by way of another address that leads to
+    /// the API server.
+    pub(crate) fn kubeconfig_of(
+        &self,
+        namespace: &str,
+        account: &str,
+        way: SocketAddr,
+    ) -> Result<PathBuf> {
         let kubectl = self.kubectl.in_namespace(namespace);
         let token = kubectl
             .run(&["create", "token", account], None)?
@@ -190,6 +196,10 @@ impl Cluster {
         let mut config: Value = serde_json::from_str(&text)?;
         let user = config.pointer_mut("/users/0/user").context("a user")?;
         *user = json!({"token": token.trim()});
+        let server = config
+            .pointer_mut("/clusters/0/cluster/server")
+            .context("a server")?;
+        *server = json!(format!("https://{way}"));
         let path = self.dir().join(format!("kubeconfig-{namespace}-{account}"));
         std::fs::write(&path, config.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;

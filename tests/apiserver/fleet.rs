@@ -8,9 +8,10 @@ use futures_util::{StreamExt as _, stream};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, PostParams},
-    config::KubeConfigOptions,
 };
 use serde_json::{Value, json};
+
+use super::client;
 
 /// Objects in each namespace.
 pub(crate) const PER_NAMESPACE: usize = 200;
@@ -74,14 +75,6 @@ pub(crate) async fn populate(kubeconfig: &Path, numbers: std::ops::Range<usize>)
     });
     create(kubeconfig, namespaces).await?;
     create(kubeconfig, numbers.map(|number| object(number).0)).await
-}
-
-/// A client by this kubeconfig.
-pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
-    let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let config =
-        kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
 }
 
 /// Makes these objects, many at a time.

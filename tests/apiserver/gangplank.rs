@@ -28,6 +28,28 @@ impl Gangplank {
     /// Starts `gangplank serve` on free loopback ports with more arguments of the caller's, and
     /// waits until it says that it is ready.
     pub(crate) fn start<S: AsRef<OsStr>>(binary: &Path, args: &[S]) -> Result<Self> {
+        Self::start_in(binary, args, &[])
+    }
+
+    /// As [`Gangplank::start`], with these variables of the environment.
+    pub(crate) fn start_in<S: AsRef<OsStr>>(
+        binary: &Path,
+        args: &[S],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut started = Self::launch(binary, args, environment)?;
+        started
+            .wait_for("ready")
+            .with_context(|| format!("gangplank does not come up\n{}", started.log()))?;
+        Ok(started)
+    }
+
+    /// As [`Gangplank::start_in`], without waiting for more than that it listens.
+    pub(crate) fn launch<S: AsRef<OsStr>>(
+        binary: &Path,
+        args: &[S],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let mut command = leash::command(binary, None);
         command
             .args([
@@ -40,6 +62,8 @@ impl Gangplank {
             // The developer's own settings have no say.
             .env_remove("RUST_LOG")
             .env_remove("KUBECONFIG")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut process = Leashed::spawn(command)?;
@@ -50,16 +74,15 @@ impl Gangplank {
                 .context("gangplank's standard error is not piped")?,
         );
 
-        let mut ready = || -> Result<(SocketAddr, SocketAddr)> {
+        let mut listening = || -> Result<(SocketAddr, SocketAddr)> {
             let listening = log.wait("listening", || process.ended())?;
-            log.wait("ready", || process.ended())?;
             Ok((
                 address(&listening, "webhook")?,
                 address(&listening, "admin")?,
             ))
         };
         let (webhook, admin) =
-            ready().with_context(|| format!("gangplank does not come up\n{}", log.text()))?;
+            listening().with_context(|| format!("gangplank does not come up\n{}", log.text()))?;
         Ok(Self {
             process,
             log,

@@ -12,6 +12,7 @@
 )]
 
 pub(crate) mod assets;
+pub(crate) mod clock;
 pub(crate) mod cluster;
 #[allow(
     clippy::indexing_slicing,
@@ -33,6 +34,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 
 pub(crate) use assets::Assets;
 pub(crate) use cluster::Cluster;
@@ -87,6 +90,14 @@ pub(crate) fn shared_cluster() -> Result<&'static Cluster> {
         })
         .as_ref()
         .map_err(|error| anyhow!("{error}"))
+}
+
+/// A client by this kubeconfig. Whoever waits longer than kubectl would waits for nothing.
+pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
+    let file = Kubeconfig::read_from(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    config.read_timeout = Some(Duration::from_secs(30));
+    Ok(Client::try_from(config)?)
 }
 
 /// Prints one line of progress. Goes past the test runner's capture on purpose: the first build

@@ -1,4 +1,5 @@
-//! What kube-proxy does for one Service: its address on loopback leads to the pods that are ready.
+//! What kube-proxy does for one Service: its address on loopback leads to the pods that are ready. And what
+//! a network does to connections.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,6 +19,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 pub(crate) struct Service {
     address: SocketAddr,
     endpoints: Arc<Mutex<Vec<SocketAddr>>>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -27,11 +29,13 @@ impl Service {
         let listener = TcpListener::bind(address)
             .with_context(|| format!("cannot listen on the Service's address {address}"))?;
         let service = Self {
-            address,
+            address: listener.local_addr()?,
             endpoints: Arc::default(),
+            open: Arc::default(),
             stopped: Arc::default(),
         };
         let (endpoints, stopped) = (Arc::clone(&service.endpoints), Arc::clone(&service.stopped));
+        let open = Arc::clone(&service.open);
         thread::spawn(move || {
             let turn = AtomicUsize::new(0);
             for client in listener.incoming().map_while(Result::ok) {
@@ -48,6 +52,12 @@ impl Service {
                     .get(next.checked_rem(all.len()).unwrap_or_default())
                     .and_then(|endpoint| TcpStream::connect_timeout(endpoint, CONNECT).ok());
                 if let Some(server) = server {
+                    let both = [client.try_clone(), server.try_clone()];
+                    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Not those that have ended.
+                    open.retain(|stream| stream.peer_addr().is_ok());
+                    open.extend(both.into_iter().flatten());
+                    drop(open);
                     let _ = join(client, server);
                 }
             }
@@ -58,6 +68,15 @@ impl Service {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Ends every connection that is open, in the middle of whatever is said.
+    pub(crate) fn cut(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for stream in open.drain(..) {
+            // It may have ended by itself.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Where new connections go from now on.

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use crate::{
     enforce::hpa,
-    harness::{Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
+    harness::{Assets, Cluster, Gangplank, Helm, Kubectl, SOON, eventually, service::Service},
     serve::get,
 };
 
@@ -76,14 +76,16 @@ impl ServerCertVerifier for Anything {
 }
 
 /// A certificate and its key, PEM.
-type Pair = (String, String);
+pub(crate) type Pair = (String, String);
+
+pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// Connects, with this certificate or none, by one version of TLS.
-fn connect(
+pub(crate) fn connect(
     to: SocketAddr,
     own: Option<&Pair>,
     tls: &'static rustls::SupportedProtocolVersion,
-) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+) -> Result<Stream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[tls])?
@@ -106,7 +108,7 @@ fn connect(
 }
 
 /// The chain that a server shows.
-fn shown(by: SocketAddr) -> Result<Vec<CertificateDer<'static>>> {
+pub(crate) fn shown(by: SocketAddr) -> Result<Vec<CertificateDer<'static>>> {
     let stream = connect(by, None, &rustls::version::TLS13)?;
     let chain = stream.conn.peer_certificates().context("a certificate")?;
     Ok(chain.iter().map(|one| one.clone().into_owned()).collect())
@@ -293,7 +295,7 @@ impl Twins {
 }
 
 /// The value of a metric.
-fn metric(gangplank: &Gangplank, name: &str) -> Result<Option<String>> {
+pub(crate) fn metric(gangplank: &Gangplank, name: &str) -> Result<Option<String>> {
     let text = get(gangplank, "/metrics")?.1;
     Ok(text
         .lines()
@@ -381,45 +383,6 @@ fn garbage_in_the_secret_is_told_and_changes_nothing() -> Result<()> {
             (stale.ok()?? == "0").then_some(())
         })?;
     }
-    twins.write_is_judged()
-}
-
-#[test]
-fn an_authority_is_replaced_under_writes_and_none_is_refused() -> Result<()> {
-    let twins = Twins::start(&["--ca-life=45s", "--leaf-life=15s", "--ca-grace=3s"])?;
-    let first = twins.held("tls.crt")?;
-    let mut both = false;
-    let mut writes = 0;
-    // Until another signs and the first is trusted by nobody any more.
-    eventually("the authority is replaced", 3 * SOON, || {
-        let mut round = || -> Result<bool> {
-            twins.write_is_judged()?;
-            twins.all_verify()?;
-            writes += 2;
-            let published = twins.published()?;
-            both |= published
-                .iter()
-                .all(|pem| bundle::read(pem).is_ok_and(|anchors| anchors.len() == 2));
-            let old = bundle::read(&first)?;
-            let gone = published
-                .iter()
-                .all(|pem| bundle::read(pem).is_ok_and(|anchors| !anchors.contains(&old[0])));
-            Ok(gone)
-        };
-        match round() {
-            Ok(false) => None,
-            Ok(true) => Some(Ok(())),
-            Err(error) => Some(Err(error)),
-        }
-    })??;
-    assert!(both, "old and new were trusted side by side");
-    assert_ne!(twins.held("tls.crt")?, first);
-    assert!(writes > 10, "{writes}");
-    for step in ["prepare", "promote", "drop"] {
-        assert!(twins.steps(step)? >= 1, "{step}");
-    }
-    assert!(twins.steps("sign")? >= 6, "leaves were replaced meanwhile");
-    twins.all_verify()?;
     twins.write_is_judged()
 }
 
@@ -576,6 +539,272 @@ fn only_clients_with_a_certificate_are_let_in_where_one_is_asked_for() -> Result
     Ok(())
 }
 
+/// A YAML block of certs/README.md that holds a text.
+fn block(holding: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("certs/README.md");
+    let page = fs::read_to_string(path)?;
+    let mut blocks = page.split("```yaml\n").skip(1);
+    let block = blocks.find(|block| block.contains(holding));
+    let block = block.and_then(|block| block.split("```").next());
+    Ok(block.context("a block")?.to_owned())
+}
+
+#[test]
+fn a_real_api_server_shows_its_certificate_as_the_readme_says() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = |file: &str| folder.path().join(file).display().to_string();
+    let service = Service::listen("127.0.0.1:0".parse()?)?;
+    let clients = Maker::new("front-proxy")?;
+    let pair = clients.client("kube-apiserver")?;
+    fs::write(at("clients.crt"), &clients.pem)?;
+    fs::write(at("client.crt"), &pair.0)?;
+    fs::write(at("client.key"), &pair.1)?;
+    let kubeconfig = block("kind: Config\n")?
+        .replace(
+            "gangplank.gangplank-system.svc",
+            &format!("\"{}\"", service.address()),
+        )
+        .replace("/etc/kubernetes/pki/webhook-client.crt", &at("client.crt"))
+        .replace("/etc/kubernetes/pki/webhook-client.key", &at("client.key"));
+    fs::write(at("webhooks.kubeconfig"), kubeconfig)?;
+    let admission = block("kind: AdmissionConfiguration\n")?.replace(
+        "/etc/kubernetes/webhooks.kubeconfig",
+        &at("webhooks.kubeconfig"),
+    );
+    fs::write(at("admission.yaml"), admission)?;
+    let flag = format!("--admission-control-config-file={}", at("admission.yaml"));
+    let cluster = Cluster::start_with(&Assets::find()?, &[&flag])?;
+    let args = [
+        format!("--url=https://{}", service.address()),
+        format!("--client-ca={}", at("clients.crt")),
+        "--client-name=kube-apiserver".to_owned(),
+        "--watch=false".to_owned(),
+    ];
+    let gangplank = Gangplank::register(Path::new(BINARY), &cluster, &args)?;
+    service.lead_to(vec![gangplank.webhook()]);
+    eventually("the API server is answered", SOON, || {
+        let dry = ["create", "--dry-run=server", "--filename=-"];
+        let bad = hpa("judged", "DCGM_FI_DEV_GPU_UTIL").to_string();
+        let answer = cluster.kubectl().run(&dry, Some(&bad)).ok()?;
+        answer
+            .stderr
+            .contains("denied the request: gpu-utilization-signal: ")
+            .then_some(())
+    })?;
+    assert!(ask(gangplank.webhook(), None, &rustls::version::TLS13).is_err());
+    Ok(())
+}
+
+#[test]
+fn what_the_script_makes_is_served_and_lets_its_client_in() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let made = folder.path().join("dev");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("certs/dev.sh");
+    let output = std::process::Command::new("sh")
+        .arg(script)
+        .arg(&made)
+        .arg("DNS:gangplank.example")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "is OpenSSL installed? {said}");
+    let at = |flag: &str, file: &str| format!("--{flag}={}", made.join(file).display());
+    let args = [
+        at("tls-cert", "tls.crt"),
+        at("tls-key", "tls.key"),
+        at("tls-ca", "ca.crt"),
+        at("client-ca", "ca.crt"),
+        "--client-name=kube-apiserver".to_owned(),
+    ];
+    let gangplank = Gangplank::start(Path::new(BINARY), &args)?;
+    let read = |file: &str| fs::read_to_string(made.join(file));
+    let client = (read("client.crt")?, read("client.key")?);
+    let answer = ask(gangplank.webhook(), Some(&client), &rustls::version::TLS13)?;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(ask(gangplank.webhook(), None, &rustls::version::TLS13).is_err());
+    let anchors = bundle::read(read("ca.crt")?.as_bytes())?;
+    let stream = connect(gangplank.webhook(), Some(&client), &rustls::version::TLS13)?;
+    let chain: Vec<_> = (stream.conn.peer_certificates().context("a chain")?.iter())
+        .map(|one| one.clone().into_owned())
+        .collect();
+    for name in ["localhost", "127.0.0.1", "gangplank.example"] {
+        bundle::verify(&anchors, &chain, name, SystemTime::now())
+            .map_err(|error| anyhow!("{name}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// A Secret as it would be ours, of this data.
+fn secret(data: &Value) -> String {
+    json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"name": "gangplank-ca",
+            "labels": {"app.kubernetes.io/managed-by": "gangplank"}},
+        "data": data})
+    .to_string()
+}
+
+#[test]
+fn a_fresh_start_on_garbage_waits_until_it_is_deleted() -> Result<()> {
+    let cluster = Cluster::start(&Assets::find()?)?;
+    let system = cluster.namespace("system")?;
+    let garbage = STANDARD.encode("garbage");
+    let data = json!({"tls.crt": garbage, "tls.key": garbage});
+    system.create(&secret(&data))?.success()?;
+    let args = [
+        "--register".to_owned(),
+        "--watch=false".to_owned(),
+        format!("--kubeconfig={}", cluster.kubeconfig().display()),
+        format!("--ca-secret={}/gangplank-ca", system.namespace()),
+    ];
+    let mut gangplank = Gangplank::launch(Path::new(BINARY), &args, &[])?;
+    let broken = || {
+        let (code, lines) = get(&gangplank, "/readyz?verbose").ok()?;
+        let told = lines.contains("gangplank-ca is broken: tls.crt");
+        (code != 200 && told).then_some(())
+    };
+    eventually("it is told", SOON, broken)?;
+    assert!(
+        gangplank
+            .log()
+            .contains("there is no certificate to serve yet")
+    );
+    let configurations = "validatingwebhookconfigurations";
+    let listed = system.run(&["get", configurations, "--output=name"], None)?;
+    assert_eq!(listed.success()?.trim(), "", "nothing is registered");
+    let held = system.get("secret/gangplank-ca")?;
+    assert_eq!(held["data"], data, "nothing is overwritten");
+    system.delete("secret/gangplank-ca")?.success()?;
+    gangplank.wait_for("ready")?;
+    assert_eq!(get(&gangplank, "/readyz")?.0, 200);
+    let held = system.get("secret/gangplank-ca")?;
+    assert_ne!(held["data"]["tls.crt"], data["tls.crt"]);
+    Ok(())
+}
+
+/// Whoever registers first has to know of all who serve: until then the Secret alone names them.
+#[test]
+fn a_secret_that_is_deleted_before_anything_is_registered_is_back_at_once() -> Result<()> {
+    let cluster = Cluster::start(&Assets::find()?)?;
+    let system = cluster.namespace("system")?;
+    let config = fs::read_to_string(system.kubeconfig())?;
+    let mut config: Value = serde_json::from_str(&config)?;
+    config["users"][0]["user"]["as"] = json!("gangplank");
+    let kubeconfig = cluster.dir().join("kubeconfig-of-gangplank");
+    fs::write(&kubeconfig, config.to_string())?;
+    // It may read the configurations and not write them.
+    for object in [
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": "gangplank"}, "rules": [
+            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create", "get", "update"]},
+            {"apiGroups": ["admissionregistration.k8s.io"], "verbs": ["get"], "resources":
+                ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"]},
+        ]}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "gangplank"},
+            "subjects": [{"kind": "User", "name": "gangplank", "apiGroup": "rbac.authorization.k8s.io"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "gangplank"}}),
+    ] {
+        system.create(&object.to_string())?.success()?;
+    }
+    let args = [
+        "--register".to_owned(),
+        "--watch=false".to_owned(),
+        // The next look but for this is far away.
+        "--ca-period=1h".to_owned(),
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--ca-secret={}/gangplank-ca", system.namespace()),
+    ];
+    let gangplank = Gangplank::launch(Path::new(BINARY), &args, &[])?;
+    let key = || {
+        let secret = system.get("secret/gangplank-ca").ok()?;
+        Some(secret["data"]["tls.key"].clone())
+    };
+    let first = eventually("there is a Secret", SOON, key)?;
+    eventually("it is served by", SOON, || shown(gangplank.webhook()).ok())?;
+    system.delete("secret/gangplank-ca")?.success()?;
+    let second = eventually("the Secret is back", SOON, key)?;
+    assert_eq!(first, second);
+    Ok(())
+}
+
+#[test]
+fn the_manifests_for_cert_manager_are_ones_that_it_takes() -> Result<()> {
+    let cluster = Cluster::start(&Assets::find()?)?;
+    cluster.install_crds_of("crds-cert-manager")?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("certs/cert-manager");
+    let kubectl = cluster.kubectl();
+    kubectl
+        .run(&["create", "namespace", "gangplank-system"], None)?
+        .success()?;
+    let take = |text: &str| {
+        let strict = ["create", "--validate=strict", "--filename=-"];
+        kubectl.run(&strict, Some(text))
+    };
+    take(&fs::read_to_string(folder.join("certificate.yaml"))?)?.success()?;
+    // The schema would refuse another word.
+    let wrong =
+        fs::read_to_string(folder.join("certificate.yaml"))?.replace("renewBefore", "renewsBefore");
+    assert!(!take(&wrong)?.accepted());
+
+    // The container: flags that there are, a volume of the Secret that the certificate fills, and names that
+    // the certificate holds.
+    let container: Value =
+        serde_saphyr::from_str(&fs::read_to_string(folder.join("container.yaml"))?)?;
+    let args: Vec<String> = serde_json::from_value(container["containers"][0]["args"].clone())?;
+    let cli = ["gangplank".to_owned()].into_iter().chain(args.clone());
+    <gangplank::cli::Cli as clap::Parser>::try_parse_from(cli)?;
+    let namespaced = kubectl.in_namespace("gangplank-system");
+    let certificate = namespaced.get("certificate/gangplank")?;
+    let mount = &container["volumes"][0];
+    assert_eq!(
+        mount["secret"]["secretName"],
+        certificate["spec"]["secretName"]
+    );
+    assert_eq!(
+        mount["name"],
+        container["containers"][0]["volumeMounts"][0]["name"]
+    );
+    let injected =
+        "--registration-annotation=cert-manager.io/inject-ca-from=gangplank-system/gangplank";
+    assert!(args.iter().any(|arg| arg == injected), "{args:?}");
+    let names = certificate["spec"]["dnsNames"]
+        .as_array()
+        .context("names")?;
+    assert!(names.contains(&json!("gangplank.gangplank-system.svc")));
+
+    // And those of the chart.
+    let helm = Helm::of(&cluster)?;
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/gangplank");
+    let chart = chart.to_str().context("a path")?;
+    for more in [
+        "replicas=2",
+        "tls.certManager.issuerRef.name=site,tls.certManager.issuerRef.kind=ClusterIssuer",
+    ] {
+        let answer = helm.run(&[
+            "template",
+            "chart",
+            chart,
+            "--namespace",
+            "gangplank-system",
+            "--show-only",
+            "templates/certificate.yaml",
+            "--set",
+            "tls.mode=certManager",
+            "--set",
+            more,
+        ])?;
+        let text = answer.success()?;
+        assert!(text.contains("kind: Certificate"), "{text}");
+        let dry = [
+            "create",
+            "--dry-run=server",
+            "--validate=strict",
+            "--filename=-",
+        ];
+        kubectl.run(&dry, Some(&text))?.success()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn few_permissions_suffice_and_another_keeps_ca_bundle_where_it_is_injected() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -665,6 +894,17 @@ fn few_permissions_suffice_and_another_keeps_ca_bundle_where_it_is_injected() ->
         assert_eq!(entry["agrees"], true, "{told}");
     }
     assert_eq!(code(&["--ca-secret=default/nothing"])?, Some(1));
+    let nobody = fs::read_to_string(system.kubeconfig())?;
+    let mut nobody: Value = serde_json::from_str(&nobody)?;
+    nobody["clusters"][0]["cluster"]["server"] = json!("https://127.0.0.1:1");
+    let away = folder.path().join("away");
+    fs::write(&away, nobody.to_string())?;
+    let output = std::process::Command::new(BINARY)
+        .args(["certs", "--kubeconfig"])
+        .arg(&away)
+        .output()?;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(!output.stderr.is_empty() && output.stdout.is_empty());
     drop(gangplank);
 
     // From now on somebody else writes caBundle.

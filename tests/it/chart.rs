@@ -67,6 +67,7 @@ fn what_the_schema_does_not_know_is_refused_before_anything_is_installed() -> Re
         ("failurePolicy=fail", "failurePolicy"),
         ("audit.period=hourly", "/audit/period"),
         ("replicas=0", "replicas"),
+        ("limits.bodyBytes=8MiB", "/limits/bodyBytes"),
         ("tls.mode=secret", "give tls.secretName"),
     ] {
         let said = render(&["--set", set])?
@@ -122,6 +123,31 @@ fn every_value_is_documented_and_in_the_schema() -> Result<()> {
         }
     }
     ensure!(missing.is_empty(), "{}", missing.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn limits_reach_the_command_line() -> Result<()> {
+    let args = |more: &[&str]| -> Result<Vec<String>> {
+        let objects = rendered(more)?;
+        let container =
+            &one(&objects, "Deployment", NAME)?["spec"]["template"]["spec"]["containers"][0];
+        let args: Vec<String> = serde_json::from_value(container["args"].clone())?;
+        Ok(args
+            .into_iter()
+            .filter(|arg| arg.starts_with("--max-"))
+            .collect())
+    };
+    assert!(args(&[])?.is_empty());
+    let set = "limits.connections=3000000,limits.inFlight=2000,limits.bodyBytes=64Mi";
+    assert_eq!(
+        args(&["--set", set])?,
+        [
+            "--max-connections=3000000",
+            "--max-in-flight=2000",
+            "--max-body-bytes-in-flight=64Mi",
+        ]
+    );
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use crate::{
     enforce::hpa,
     harness::{
-        Assets, Cluster, SOON, eventually,
+        Assets, Cluster, SOON, client, eventually,
         fleet::{self, Made},
     },
 };
@@ -201,7 +201,7 @@ fn a_list_that_the_server_has_forgotten_goes_on_behind_what_was_seen() -> Result
         pages: AtomicUsize::new(0),
     };
     let seen = runtime.block_on(async {
-        let client = fleet::client(cluster.kubeconfig()).await?;
+        let client = client(cluster.kubeconfig()).await?;
         anyhow::Ok(audit::run(&client, &plan, &judge, &later).await)
     })?;
     assert!(seen.unseen.is_empty(), "{:?}", seen.unseen);
@@ -244,7 +244,7 @@ async fn reports(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
 
 /// The reports of a namespace, and those that are in none.
 async fn apis(cluster: &Cluster) -> Result<[Api<DynamicObject>; 2]> {
-    let client = fleet::client(cluster.kubeconfig()).await?;
+    let client = client(cluster.kubeconfig()).await?;
     Ok(
         [("Report", "reports"), ("ClusterReport", "clusterreports")].map(|(kind, plural)| {
             let resource = ApiResource {

@@ -6,11 +6,10 @@
 use std::{path::Path, sync::OnceLock};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use kube::config::KubeConfigOptions;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually, leash::Signal,
+    Answer, Assets, Cluster, Gangplank, Kubectl, SOON, client, eventually, leash::Signal,
 };
 
 use crate::serve::get;
@@ -345,11 +344,8 @@ fn a_denial_carries_code_reason_and_causes() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let kubeconfig = kube::config::Kubeconfig::read_from(guarded.cluster.kubeconfig())?;
     let error = runtime.block_on(async {
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let client = kube::Client::try_from(config)?;
+        let client = client(guarded.cluster.kubeconfig()).await?;
         let kind = kube::core::GroupVersionKind::gvk("karpenter.sh", "v1", "NodePool");
         let pools = kube::Api::<kube::core::DynamicObject>::all_with(
             client,

@@ -39,14 +39,14 @@ use gangplank::{
 };
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
-use kube::{Client, config::KubeConfigOptions};
+use kube::Client;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::{
     enforce::{CLIENTS, denied_by, deployment, evicting, guarded, hpa, node_pool},
     fixtures::now,
-    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
+    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, client, eventually},
     serve::get,
 };
 
@@ -613,14 +613,6 @@ fn the_text_of_every_answer() {
     insta::assert_snapshot!("exemptions", text);
 }
 
-/// A client of a cluster's administrator.
-async fn client(cluster: &Cluster) -> Result<Client> {
-    let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
-    let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-    Ok(Client::try_from(config)?)
-}
-
 /// The time of the tests that move it, in seconds.
 static CLOCK: AtomicI64 = AtomicI64::new(0);
 
@@ -951,7 +943,10 @@ async fn a_yes_is_remembered_and_a_no_is_not() -> Result<()> {
     grant(&kubectl, &["alice"])?;
     let mut object = scaler(BAD, VALID);
     object["metadata"]["namespace"] = json!(kubectl.namespace());
-    let desk = Arc::new(desk(client(&guarded.cluster).await?, policy(&json!({}))));
+    let desk = Arc::new(desk(
+        client(guarded.cluster.kubeconfig()).await?,
+        policy(&json!({})),
+    ));
     for (user, allowed) in [("alice", true), ("bob", false)] {
         for _ in 0..3 {
             let response = ask(&desk, user, &object).await?;
@@ -1017,7 +1012,7 @@ async fn without_an_answer_the_exemption_is_refused_and_the_rest_is_judged() -> 
 async fn an_exemption_ends_with_its_last_day() -> Result<()> {
     set_clock("2026-11-23T12:00:00Z");
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(&Assets::find()?)).await??;
-    let client = client(&cluster).await?;
+    let client = client(cluster.kubeconfig()).await?;
     let policy = policy(&json!({"exemptions": {"reviewRequired": ["gitops", "bots"]}}));
     let desk = Arc::new(Desk {
         clock,

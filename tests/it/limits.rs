@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use gangplank::webhook::BODY_LIMIT;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types, version};
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ use crate::{
     harness::{Assets, Cluster, Gangplank, SOON, eventually, leash::Signal},
     serve::{certificate, client, get, post, review},
 };
+
+/// Requests shed because too many were under way.
+const SHED: &str = "gangplank_shed_requests_total{reason=\"requests\"}";
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
@@ -244,7 +248,7 @@ fn requests_beyond_the_limit_are_shed_at_once_and_may_be_asked_again() -> Result
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     assert!(head.contains("\r\nretry-after: 1\r\n"), "{head}");
     assert_eq!(body["response"]["allowed"], false);
-    assert_eq!(count(&gangplank, "gangplank_shed_requests_total")?, 1);
+    assert_eq!(count(&gangplank, SHED)?, 1);
     // Not for want of sense: what counts requests that make none stays alone.
     assert!(!get(&gangplank, "/metrics")?.1.contains("code=\"503\""));
     for (stream, left) in &mut halves {
@@ -254,6 +258,74 @@ fn requests_beyond_the_limit_are_shed_at_once_and_may_be_asked_again() -> Result
     }
     assert!(ask("after")?.0.starts_with("HTTP/1.1 200"));
     assert_eq!(count(&gangplank, "gangplank_in_flight_requests")?, 0);
+    Ok(())
+}
+
+#[test]
+fn bytes_beyond_the_limit_are_shed_and_the_largest_body_fits_alone() -> Result<()> {
+    let folder = certificate();
+    let gangplank = serve_with(folder.path(), &["--max-body-bytes-in-flight=8Mi"])?;
+    let shed = "gangplank_shed_requests_total{reason=\"bytes\"}";
+    let taken = "gangplank_body_bytes";
+    let chunked = "POST /validate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                   transfer-encoding: chunked\r\n\r\n";
+    let largest = review("largest");
+    let largest = format!("{largest}{}", " ".repeat(BODY_LIMIT - largest.len()));
+    let asked = |text: &[&str]| -> Result<(String, Value)> {
+        let mut stream = connect(folder.path(), &gangplank, "http/1.1")?;
+        for part in text {
+            stream.write_all(part.as_bytes())?;
+        }
+        stream.flush()?;
+        answer(&mut stream)
+    };
+    let small = review("small");
+    let in_chunks = |body: &str| format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+
+    // A length takes nothing, and bytes do.
+    let mut alone = connect(folder.path(), &gangplank, "http/1.1")?;
+    alone.write_all(head(largest.len()).as_bytes())?;
+    alone.flush()?;
+    reaches(&gangplank, "gangplank_in_flight_requests", 1)?;
+    let (answered, _) = asked(&[head(small.len()).as_str(), &small])?;
+    assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
+    let (first, last) = largest.split_at(largest.len() - 1);
+    alone.write_all(first.as_bytes())?;
+    alone.flush()?;
+    reaches(&gangplank, taken, first.len() as u64)?;
+    // Of a known length, and of one that shows.
+    for (nth, beyond) in [
+        &[head(small.len()).as_str(), &small][..],
+        &[chunked, &in_chunks(&small)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (head, body) = asked(beyond)?;
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        assert!(head.contains("\r\nretry-after: 1\r\n"), "{head}");
+        assert_eq!(body["response"]["allowed"], false);
+        assert_eq!(count(&gangplank, shed)?, nth as u64 + 1);
+    }
+    assert_eq!(count(&gangplank, SHED)?, 0);
+    alone.write_all(last.as_bytes())?;
+    alone.flush()?;
+    let (head, body) = answer(&mut alone)?;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(body["response"]["uid"], "largest");
+    assert_eq!(count(&gangplank, taken)?, 0);
+
+    // A body that breaks off gives back what it took, and the largest one may grow to its size.
+    drop(half_sent(folder.path(), &gangplank, "half")?);
+    eventually("nothing is left of it", SOON, || {
+        (count(&gangplank, taken).ok()? == 0).then_some(())
+    })?;
+    let (head, _) = asked(&[chunked, &in_chunks(&largest)])?;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let (head, _) = asked(&[chunked, &in_chunks(&format!("{largest} "))])?;
+    assert!(head.starts_with("HTTP/1.1 413"), "{head}");
+    assert_eq!(count(&gangplank, taken)?, 0);
+    assert_eq!(count(&gangplank, shed)?, 2);
     Ok(())
 }
 
@@ -289,7 +361,7 @@ fn the_api_server_asks_again_for_what_was_shed() -> Result<()> {
             "{}",
             answer.stderr
         );
-        ensure!(count(&gangplank, "gangplank_shed_requests_total")? >= shed);
+        ensure!(count(&gangplank, SHED)? >= shed);
         Ok(())
     };
     // The API server has taken up the configurations.
@@ -298,7 +370,7 @@ fn the_api_server_asks_again_for_what_was_shed() -> Result<()> {
         let (mut stream, left) = half_sent(folder.path(), &gangplank, "held")?;
         reaches(&gangplank, "gangplank_in_flight_requests", 1)?;
         let asked = scope.spawn(|| denied(1));
-        reaches(&gangplank, "gangplank_shed_requests_total", 1)?;
+        reaches(&gangplank, SHED, 1)?;
         stream.write_all(left.as_bytes())?;
         stream.flush()?;
         assert!(answer(&mut stream)?.0.starts_with("HTTP/1.1 200"));

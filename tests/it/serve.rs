@@ -487,3 +487,15 @@ fn a_start_that_cannot_work_exits_2_and_says_why() -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn a_build_without_traces_says_so_where_they_are_asked_for() -> Result<()> {
+    let asked = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")];
+    let gangplank = Gangplank::start_in::<&str>(Path::new(BINARY), &[], &asked)?;
+    assert_eq!(gangplank.log().matches("this build has none").count(), 1);
+    let none = [asked[0], ("OTEL_TRACES_EXPORTER", "none")];
+    let gangplank = Gangplank::start_in::<&str>(Path::new(BINARY), &[], &none)?;
+    assert!(!gangplank.log().contains("this build has none"));
+    Ok(())
+}

@@ -4,13 +4,8 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    net::TcpStream,
+    path::Path,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     enforce::{deployment, gang, guard, guarded, hpa, queue, scaled_object},
-    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually},
+    harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, eventually, service::Service},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
@@ -328,77 +323,21 @@ fn kinds_that_are_not_served_are_picked_up_when_they_appear() -> Result<()> {
     denied(&kubectl, &server, "gang-scheduling")
 }
 
-/// A way to the API server that can be closed.
-struct Gate {
-    open: Arc<AtomicBool>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
-    address: SocketAddr,
-}
-
-impl Gate {
-    /// Closed at first.
-    fn new(to: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let this = Self {
-            open: Arc::default(),
-            streams: Arc::default(),
-            address: listener.local_addr()?,
-        };
-        let (open, streams) = (Arc::clone(&this.open), Arc::clone(&this.streams));
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if !open.load(Ordering::SeqCst) {
-                    continue;
-                }
-                let Ok(server) = TcpStream::connect(to) else {
-                    continue;
-                };
-                let both = [(&client, &server), (&server, &client)];
-                for (from, to) in both {
-                    let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else {
-                        continue;
-                    };
-                    thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-                streams.lock().unwrap().extend([client, server]);
-            }
-        });
-        Ok(this)
-    }
-
-    fn open(&self) {
-        self.open.store(true, Ordering::SeqCst);
-    }
-
-    /// Cuts what goes through it as well.
-    fn close(&self) {
-        self.open.store(false, Ordering::SeqCst);
-        for stream in self.streams.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// A kubeconfig that goes through it.
-    fn kubeconfig(&self, cluster: &Cluster) -> Result<PathBuf> {
-        let text = fs::read_to_string(cluster.kubeconfig())?;
-        let direct = cluster.apiserver_address().to_string();
-        ensure!(text.contains(&direct), "{text}");
-        let path = cluster.dir().join("through-the-gate");
-        fs::write(&path, text.replace(&direct, &self.address.to_string()))?;
-        Ok(path)
-    }
-}
-
 #[test]
 fn a_watch_that_is_cut_is_taken_up_again_and_refuses_nobody() -> Result<()> {
     let cluster = Cluster::start(&Assets::find()?)?;
     cluster.install_crds()?;
-    let gate = Gate::new(cluster.apiserver_address())?;
+    let relay = Service::listen("127.0.0.1:0".parse()?)?;
+    let text = fs::read_to_string(cluster.kubeconfig())?;
+    let direct = cluster.apiserver_address().to_string();
+    ensure!(text.contains(&direct), "{text}");
+    let kubeconfig = cluster.dir().join("by-the-relay");
+    fs::write(
+        &kubeconfig,
+        text.replace(&direct, &relay.address().to_string()),
+    )?;
     // Nobody answers at first: it comes up all the same, after a while and knowing nothing.
-    let kubeconfig = format!("--kubeconfig={}", gate.kubeconfig(&cluster)?.display());
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let gangplank = Gangplank::start(Path::new(BINARY), &["--watch", &kubeconfig])?;
     let (code, text) = get(&gangplank, "/readyz?verbose")?;
     assert_eq!(code, 200, "{text}");
@@ -408,7 +347,7 @@ fn a_watch_that_is_cut_is_taken_up_again_and_refuses_nobody() -> Result<()> {
     );
     assert!(gangplank.log().contains("not all of the cluster is known"));
 
-    gate.open();
+    relay.lead_to(vec![cluster.apiserver_address()]);
     says(
         &gangplank,
         "/readyz?verbose",
@@ -417,7 +356,8 @@ fn a_watch_that_is_cut_is_taken_up_again_and_refuses_nobody() -> Result<()> {
     let failing = "gangplank_watch_failing_seconds{resource=\"deployments.apps\"} 0.0\n";
     says(&gangplank, "/metrics", failing)?;
 
-    gate.close();
+    relay.lead_to(Vec::new());
+    relay.cut();
     says(
         &gangplank,
         "/readyz?verbose",
@@ -428,7 +368,7 @@ fn a_watch_that_is_cut_is_taken_up_again_and_refuses_nobody() -> Result<()> {
         .kubectl()
         .create(&deployment("llm", 1, 1, &[]).to_string())?
         .success()?;
-    gate.open();
+    relay.lead_to(vec![cluster.apiserver_address()]);
     let objects = "gangplank_watch_objects{resource=\"deployments.apps\"} 1\n";
     says(&gangplank, "/metrics", objects)
 }

@@ -301,8 +301,6 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn what_is_published_verifies_every_leaf_that_is_served(events in events()) {
         let mut world = World::new();
