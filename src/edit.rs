@@ -92,7 +92,7 @@ impl Patcher {
         let mut at = &self.value;
         while depth + 1 < segments.len() {
             let next = match segments.get(depth)? {
-                Segment::Key(key) => at.as_object()?.get(key),
+                Segment::Key(key) => at.as_object()?.get(key.as_str()),
                 Segment::Index(index) => at.as_array()?.get(*index),
             };
             match next {
@@ -104,13 +104,13 @@ impl Patcher {
         let Segment::Key(key) = segments.get(depth)? else {
             return None;
         };
-        let existing = at.as_object()?.get(key);
+        let existing = at.as_object()?.get(key.as_str());
         let mut wrapped = value;
         for segment in segments.iter().skip(depth + 1).rev() {
             let Segment::Key(key) = segment else {
                 return None;
             };
-            wrapped = Value::Object(Map::from_iter([(key.clone(), wrapped)]));
+            wrapped = Value::Object(Map::from_iter([(key.to_string(), wrapped)]));
         }
         if existing == Some(&wrapped) {
             return Some(Outcome::Same);
@@ -126,7 +126,7 @@ impl Patcher {
         };
         lookup_mut(&mut self.value, segments.get(..depth)?)?
             .as_object_mut()?
-            .insert(key.clone(), wrapped);
+            .insert(key.to_string(), wrapped);
         self.operations.push(operation);
         Some(Outcome::Made)
     }
@@ -143,7 +143,7 @@ fn add(path: PointerBuf, value: Value) -> PatchOperation {
 
 fn pointer(segments: &[Segment], last: Option<&str>) -> PointerBuf {
     let tokens = segments.iter().map(|segment| match segment {
-        Segment::Key(key) => Token::new(key.clone()),
+        Segment::Key(key) => Token::new(key.to_string()),
         Segment::Index(index) => Token::from(*index),
     });
     PointerBuf::from_tokens(tokens.chain(last.map(|token| Token::new(token.to_owned()))))
@@ -153,7 +153,7 @@ fn lookup_mut<'v>(value: &'v mut Value, segments: &[Segment]) -> Option<&'v mut 
     segments
         .iter()
         .try_fold(value, |at, segment| match segment {
-            Segment::Key(key) => at.as_object_mut()?.get_mut(key),
+            Segment::Key(key) => at.as_object_mut()?.get_mut(key.as_str()),
             Segment::Index(index) => at.as_array_mut()?.get_mut(*index),
         })
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::exempt::{Exempted, Hint};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
     /// A member of an object.
-    Key(String),
+    Key(CompactString),
     /// An element of a list, from 0.
     Index(usize),
 }
@@ -31,14 +32,14 @@ impl FieldPath {
     pub fn of(keys: &[&str]) -> Self {
         Self(
             keys.iter()
-                .map(|key| Segment::Key((*key).to_owned()))
+                .map(|key| Segment::Key(CompactString::new(key)))
                 .collect(),
         )
     }
 
     /// This path and a member below it.
     #[must_use]
-    pub fn key(mut self, key: impl Into<String>) -> Self {
+    pub fn key(mut self, key: impl Into<CompactString>) -> Self {
         self.0.push(Segment::Key(key.into()));
         self
     }
@@ -54,7 +55,7 @@ impl FieldPath {
     #[must_use]
     pub fn keys(mut self, keys: &[&str]) -> Self {
         self.0
-            .extend(keys.iter().map(|key| Segment::Key((*key).to_owned())));
+            .extend(keys.iter().map(|key| Segment::Key(CompactString::new(key))));
         self
     }
 
@@ -75,7 +76,7 @@ impl FieldPath {
         self.0
             .iter()
             .map(|segment| match segment {
-                Segment::Key(key) => key.clone(),
+                Segment::Key(key) => key.to_string(),
                 Segment::Index(index) => index.to_string(),
             })
             .collect()
@@ -103,7 +104,7 @@ impl FieldPath {
     /// What stands there; `None` where nothing does or where a step meets another type.
     pub fn lookup<'v>(&self, value: &'v Value) -> Option<&'v Value> {
         self.0.iter().try_fold(value, |at, segment| match segment {
-            Segment::Key(key) => at.as_object()?.get(key),
+            Segment::Key(key) => at.as_object()?.get(key.as_str()),
             Segment::Index(index) => at.as_array()?.get(*index),
         })
     }

@@ -267,7 +267,7 @@ pub fn fingerprint(object: Option<&ObjectName>, finding: &Finding) -> String {
             .segments()
             .iter()
             .filter_map(|segment| match segment {
-                Segment::Key(key) => Some(key.clone()),
+                Segment::Key(key) => Some(key.to_string()),
                 Segment::Index(_) => None,
             });
         parts.extend(keys);

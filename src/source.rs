@@ -64,7 +64,7 @@ impl Marks {
         let mut at = &self.root;
         for segment in path.segments() {
             let next = match segment {
-                Segment::Key(key) => at.members.get(key),
+                Segment::Key(key) => at.members.get(key.as_str()),
                 Segment::Index(index) => at.elements.get(*index),
             };
             match next {

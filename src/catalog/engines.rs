@@ -339,7 +339,7 @@ impl<'a> Image<'a> {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    fn tokens(&self) -> impl Iterator<Item = &'a str> {
+    fn tokens(&self) -> impl Iterator<Item = &'a str> + Clone + use<'a> {
         self.name().split(['-', '_', '.'])
     }
 
@@ -351,13 +351,20 @@ impl<'a> Image<'a> {
         if pattern.contains('/') {
             return glob(pattern, self.path);
         }
-        let wanted: Vec<&str> = pattern.split(['-', '_', '.']).collect();
-        let tokens: Vec<&str> = self.tokens().collect();
-        tokens.windows(wanted.len()).any(|run| {
-            run.iter()
-                .zip(&wanted)
-                .all(|(a, b)| a.eq_ignore_ascii_case(b))
-        })
+        let mut tokens = self.tokens();
+        loop {
+            let mut run = tokens.clone();
+            let mut wanted = pattern.split(['-', '_', '.']);
+            if wanted.all(|wanted| {
+                run.next()
+                    .is_some_and(|own| own.eq_ignore_ascii_case(wanted))
+            }) {
+                return true;
+            }
+            if tokens.next().is_none() {
+                return false;
+            }
+        }
     }
 }
 

@@ -50,22 +50,22 @@ pub fn answer(policy: &Policy, uid: &str, subject: &Subject, review: &Review) ->
     }
     let warnings = warnings(&review.findings);
     if !warnings.is_empty() {
-        set("warnings", json!(warnings));
+        set("warnings", warnings.into());
     }
     if subject.door == Door::Mutate && !review.patch.0.is_empty() {
         let patch = serde_json::to_vec(&review.patch).unwrap_or_default();
         set("patchType", json!("JSONPatch"));
-        set("patch", json!(BASE64_STANDARD.encode(patch)));
+        set("patch", BASE64_STANDARD.encode(patch).into());
     }
     if review.skipped.is_none() {
         set("auditAnnotations", annotations(policy, review));
     }
-    envelope(&response)
+    envelope(response)
 }
 
 /// The answer to a request that could not be reviewed.
 pub fn refuse(refusal: &Refusal) -> Value {
-    envelope(&json!({
+    envelope(json!({
         "uid": refusal.uid,
         "allowed": false,
         "status": {
@@ -77,8 +77,13 @@ pub fn refuse(refusal: &Refusal) -> Value {
     }))
 }
 
-fn envelope(response: &Value) -> Value {
-    json!({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response})
+fn envelope(response: Value) -> Value {
+    let mut review = json!({"apiVersion": API_VERSION, "kind": "AdmissionReview"});
+    // Moved: `json!` would copy it.
+    if let Some(members) = review.as_object_mut() {
+        members.insert("response".to_owned(), response);
+    }
+    review
 }
 
 /// Reasons as in k8s.io/apimachinery, pkg/apis/meta/v1/types.go.

@@ -6,10 +6,14 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use axum::http::StatusCode;
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor,
+use serde::{
+    Deserialize,
+    de::{
+        self, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
+        Visitor, value::SeqAccessDeserializer,
+    },
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::subject::{Door, Operation, Subject};
 
@@ -43,18 +47,22 @@ pub struct Requester {
 
 impl Requester {
     /// Whatever cannot be read is not there, and gives no right.
-    fn read(user: Option<&Value>) -> Self {
-        fn member<T: DeserializeOwned + Default>(user: Option<&Value>, name: &str) -> T {
-            user.and_then(|user| T::deserialize(user.get(name)?).ok())
-                .unwrap_or_default()
-        }
+    fn read(mut user: Option<&mut Value>) -> Self {
         Self {
-            username: member(user, "username"),
-            uid: member(user, "uid"),
-            groups: member(user, "groups"),
-            extra: member(user, "extra"),
+            username: member(&mut user, "username"),
+            uid: member(&mut user, "uid"),
+            groups: member(&mut user, "groups"),
+            extra: member(&mut user, "extra"),
         }
     }
+}
+
+/// Takes a member out of an object.
+fn member<T: DeserializeOwned + Default>(object: &mut Option<&mut Value>, name: &str) -> T {
+    object
+        .as_mut()
+        .and_then(|object| serde_json::from_value(object.get_mut(name)?.take()).ok())
+        .unwrap_or_default()
 }
 
 /// A request that cannot be answered with a verdict.
@@ -75,7 +83,7 @@ pub struct Refusal {
 /// 400 for a body that is not JSON or not an `AdmissionReview` of v1 with a uid and an object of
 /// the right shape.
 pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
-    let mut review: Value = serde_json::from_slice(body).map_err(|error| Refusal {
+    let mut review = read(body).map_err(|error| Refusal {
         code: StatusCode::BAD_REQUEST,
         uid: salvage_uid(body),
         message: format!("the body is not JSON: {error}"),
@@ -163,7 +171,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         .filter(|name| !name.is_empty())
         .or_else(|| value.pointer("/metadata/name")?.as_str().map(str::to_owned))
         .unwrap_or_default();
-    let requester = Requester::read(review.pointer("/request/userInfo"));
+    let requester = Requester::read(review.pointer_mut("/request/userInfo"));
     let subject = Subject {
         api_version: if group.is_empty() {
             version
@@ -187,6 +195,131 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         subject,
         requester,
     })
+}
+
+/// Which members of a value are kept.
+enum Kept {
+    All,
+    Members(&'static [(&'static str, Kept)]),
+}
+
+/// What is read of an AdmissionReview. As much again stands beside it, such as three more kinds and
+/// resources, and is not worth its memory.
+static REVIEW: Kept = Kept::Members(&[
+    ("apiVersion", Kept::All),
+    ("kind", Kept::All),
+    (
+        "request",
+        Kept::Members(&[
+            ("uid", Kept::All),
+            ("kind", Kept::All),
+            ("name", Kept::All),
+            ("namespace", Kept::All),
+            ("operation", Kept::All),
+            ("subResource", Kept::All),
+            ("userInfo", Kept::All),
+            ("object", Kept::All),
+            ("oldObject", Kept::All),
+        ]),
+    ),
+]);
+
+/// Reads JSON, without the members that nobody asks for.
+fn read(body: &[u8]) -> serde_json::Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let review = REVIEW.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(review)
+}
+
+impl<'de> DeserializeSeed<'de> for &'static Kept {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match self {
+            Kept::All => Value::deserialize(deserializer),
+            Kept::Members(members) => deserializer.deserialize_any(KeptMembers(members)),
+        }
+    }
+}
+
+/// Reads an object of which these members are kept, and anything else whole.
+struct KeptMembers(&'static [(&'static str, Kept)]);
+
+impl<'de> Visitor<'de> for KeptMembers {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an AdmissionReview")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Value, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(seq)).map(Value::Array)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut kept = Map::new();
+        while let Some(found) = map.next_key_seed(Wanted(self.0))? {
+            match found {
+                // The last of several counts, as it does for `Value`.
+                Some((name, of_it)) => {
+                    let value = map.next_value_seed(of_it)?;
+                    kept.insert((*name).to_owned(), value);
+                }
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(Value::Object(kept))
+    }
+}
+
+/// Finds the name of a member among those that are kept.
+struct Wanted(&'static [(&'static str, Kept)]);
+
+impl<'de> DeserializeSeed<'de> for Wanted {
+    type Value = Option<&'static (&'static str, Kept)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Wanted {
+    type Value = Option<&'static (&'static str, Kept)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a member")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().find(|(name, _)| *name == text))
+    }
 }
 
 /// The JSON type of a value, as a message names it.
@@ -297,6 +430,35 @@ mod tests {
             (Some("inference"), "vllm")
         );
         assert!(subject.old.is_none());
+    }
+
+    #[test]
+    fn what_nobody_reads_is_left_out_and_nothing_else() {
+        let plain = request();
+        let mut full = request();
+        full["more"] = json!({"request": {"uid": "u-2"}});
+        full["request"]["options"] = json!({"kind": "CreateOptions", "object": [1, {"uid": "x"}]});
+        full["request"]["dryRun"] = json!(false);
+        assert_eq!(read(&serde_json::to_vec(&full).unwrap()).unwrap(), plain);
+        for other in [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!("a"),
+            json!([{"a": [1]}]),
+        ] {
+            let mut review = request();
+            review["request"] = other.clone();
+            assert_eq!(read(&serde_json::to_vec(&review).unwrap()).unwrap(), review);
+            assert_eq!(read(&serde_json::to_vec(&other).unwrap()).unwrap(), other);
+        }
+        let twice = br#"{"kind": "a", "request": {"uid": 1}, "kind": "b", "request": {"name": 2}}"#;
+        assert_eq!(
+            read(twice).unwrap(),
+            json!({"kind": "b", "request": {"name": 2}})
+        );
+        assert!(read(b"{} {}").is_err());
     }
 
     #[test]

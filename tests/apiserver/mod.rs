@@ -4,7 +4,7 @@
 //! Everything started here ends with the process that started it, however that one ends: see
 //! [`leash`].
 
-// Compiled into several crates, the integration tests, the example and a benchmark; none uses all of it.
+// Compiled into several crates, the integration tests, the example and benchmarks; none uses all of it.
 #![allow(
     dead_code,
     unused_imports,
@@ -23,7 +23,7 @@ pub(crate) mod gangplank;
 pub(crate) mod helm;
 pub(crate) mod kubectl;
 pub(crate) mod leash;
-mod pki;
+pub(crate) mod pki;
 pub(crate) mod service;
 
 use std::fmt::Display;

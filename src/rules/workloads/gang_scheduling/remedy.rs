@@ -161,7 +161,7 @@ pub(super) fn put(sketch: &mut Value, path: &FieldPath, value: Value) {
             *at = Value::Object(Map::new());
         }
         let key = match step {
-            Segment::Key(key) => key.clone(),
+            Segment::Key(key) => key.to_string(),
             Segment::Index(index) => format!("[{index}]"),
         };
         let Some(members) = at.as_object_mut() else {

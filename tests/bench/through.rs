@@ -1,0 +1,346 @@
+//! The same writes through a real API server: past no webhook, one that does nothing, Gangplank, and a
+//! ValidatingAdmissionPolicy that says much the same. Each in a namespace of its own, in turn, write by
+//! write: whatever else the machine does falls on all.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use axum::http::{Method, Request, StatusCode};
+use gangplank::{
+    policy::Policy,
+    webhook::registration::{FailurePolicy, Reach, Registration},
+};
+use http_body_util::BodyExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{
+    client::{Target, quantile},
+    harness::{SOON, fleet},
+    objects,
+    rows::{Table, spread},
+};
+
+const LABEL: &str = "bench.example.com/door";
+
+const DOORS: [&str; 4] = ["none", "nothing", "gangplank", "cel"];
+const NOTHING: usize = 1;
+
+/// Of each object and number of writes at a time.
+const ROUNDS: usize = 5;
+
+/// Writes of each door in a round.
+const WRITES: usize = 300;
+
+/// The most latency, of that with the webhook that does nothing.
+const MOST: f64 = 1.15;
+
+/// The objects, and where they are written to. The first is judged, the second asked about twice, and
+/// the third patched, too.
+const OBJECTS: [(&str, &str); 3] = [
+    (
+        "hpa",
+        "autoscaling/v2/namespaces/{}/horizontalpodautoscalers",
+    ),
+    ("deployment-10k", "apps/v1/namespaces/{}/deployments"),
+    (
+        "gang-deployment-silent",
+        "apps/v1/namespaces/{}/deployments",
+    ),
+];
+
+/// Writes at a time.
+const AT_ONCE: [usize; 2] = [1, 8];
+
+pub(crate) async fn measure(
+    table: &mut Table,
+    kubeconfig: &std::path::Path,
+    authority: &std::path::Path,
+    [nothing, gangplank]: [Target; 2],
+) -> Result<()> {
+    let client = fleet::client(kubeconfig).await?;
+    let authority = std::fs::read(authority)?;
+    for door in DOORS {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": door, "labels": {LABEL: door}}});
+        send(
+            &client,
+            Method::POST,
+            "/api/v1/namespaces",
+            Some(&namespace),
+        )
+        .await?;
+    }
+    for (door, target) in [("nothing", nothing), ("gangplank", gangplank)] {
+        register(&client, door, target, &authority).await?;
+    }
+    admit_by_cel(&client).await?;
+    in_force(&client).await?;
+    for (name, path) in OBJECTS {
+        let mut object = objects::object(name);
+        // The API server's to write.
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.retain(|key, _| ["name", "labels", "annotations"].contains(&key.as_str()));
+        }
+        for at_once in AT_ONCE {
+            let rounds = rounds(&client, &object, path, at_once).await?;
+            tell(table, name, at_once, &rounds);
+        }
+    }
+    Ok(())
+}
+
+/// What an API server answers.
+async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(StatusCode, String)> {
+    let body = body.map_or_else(Vec::new, |body| body.to_string().into_bytes());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("Content-Type", "application/json")
+        .body(kube::client::Body::from(body))?;
+    let answer = client.send(request).await?;
+    let status = answer.status();
+    let text = answer.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The entries that Gangplank registers, for one namespace, whoever answers them.
+async fn register(client: &Client, door: &str, target: Target, authority: &[u8]) -> Result<()> {
+    let registration = Registration {
+        name: format!("bench-{door}"),
+        reach: Reach::Url(format!("https://{}", target.address)),
+        ca_bundle: Some(authority.to_vec()),
+        annotations: [].into(),
+        failure_policy: FailurePolicy::Fail,
+        owner: None,
+    };
+    let mut all = registration.configurations(&Policy::default());
+    let selector = LabelSelector {
+        match_labels: Some([(LABEL.to_owned(), door.to_owned())].into()),
+        ..LabelSelector::default()
+    };
+    for entry in all.mutating.webhooks.iter_mut().flatten() {
+        entry.namespace_selector = Some(selector.clone());
+    }
+    for entry in all.validating.webhooks.iter_mut().flatten() {
+        entry.namespace_selector = Some(selector.clone());
+    }
+    for (plural, value) in [
+        (
+            "mutatingwebhookconfigurations",
+            serde_json::to_value(all.mutating)?,
+        ),
+        (
+            "validatingwebhookconfigurations",
+            serde_json::to_value(all.validating)?,
+        ),
+    ] {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+        let (status, text) = send(client, Method::POST, &path, Some(&value)).await?;
+        ensure!(status == StatusCode::CREATED, "{text}");
+    }
+    Ok(())
+}
+
+/// What can be said of these objects in CEL.
+async fn admit_by_cel(client: &Client) -> Result<()> {
+    let metrics = "!has(object.spec.metrics) || object.spec.metrics.all(m, \
+        !(has(m.pods) && m.pods.metric.name in variables.wrong) && \
+        !(has(m.external) && m.external.metric.name in variables.wrong) && \
+        !(has(m.object) && m.object.metric.name in variables.wrong))";
+    let wrong = "['DCGM_FI_DEV_GPU_UTIL', 'DCGM_FI_DEV_MEM_COPY_UTIL', 'DCGM_FI_DEV_FB_USED', \
+        'DCGM_FI_PROF_GR_ENGINE_ACTIVE', 'nvidia_smi_utilization_gpu_ratio', 'nvidia_gpu_duty_cycle']";
+    let ranks = "object.spec.template.spec.containers.filter(c, has(c.args)).all(c, c.args.all(a, \
+        !a.startsWith('--tensor-parallel-size=') || \
+        (has(c.resources) && has(c.resources.limits) && 'nvidia.com/gpu' in c.resources.limits && \
+        int(a.split('=')[1]) <= quantity(c.resources.limits['nvidia.com/gpu']).asInteger())))";
+    let placed = "!object.spec.template.spec.containers.exists(c, has(c.args) && c.args.exists(a, \
+        a.startsWith('--tensor-parallel-size=') && a != '--tensor-parallel-size=1')) || \
+        (has(object.metadata.labels) && 'kai.scheduler/queue' in object.metadata.labels)";
+    let policies = [
+        (
+            "signals",
+            ("autoscaling", "v2", "horizontalpodautoscalers"),
+            json!([{"name": "wrong", "expression": wrong}]),
+            json!([{"expression": metrics, "message": "scales on a duty cycle"}]),
+        ),
+        (
+            "gangs",
+            ("apps", "v1", "deployments"),
+            json!([]),
+            json!([
+                {"expression": ranks, "message": "more ranks than GPUs"},
+                {"expression": placed, "message": "in no queue"},
+            ]),
+        ),
+    ];
+    for (name, (group, version, resource), variables, validations) in policies {
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {
+                    "namespaceSelector": {"matchLabels": {LABEL: "cel"}},
+                    "resourceRules": [{"apiGroups": [group], "apiVersions": [version],
+                        "operations": ["CREATE", "UPDATE"], "resources": [resource]}],
+                },
+                "variables": variables,
+                "validations": validations,
+            },
+        });
+        let binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name, "validationActions": ["Deny"]},
+        });
+        let kinds = [
+            ("validatingadmissionpolicies", policy),
+            ("validatingadmissionpolicybindings", binding),
+        ];
+        for (plural, value) in kinds {
+            let path = format!("/apis/admissionregistration.k8s.io/v1/{plural}");
+            let (status, text) = send(client, Method::POST, &path, Some(&value)).await?;
+            ensure!(status == StatusCode::CREATED, "{text}");
+        }
+    }
+    Ok(())
+}
+
+/// Waits until what is wrong is denied where it is to be, and nowhere else.
+async fn in_force(client: &Client) -> Result<()> {
+    let wrong = [
+        ("hpa-denied", OBJECTS[0].1),
+        ("gang-deployment-denied", OBJECTS[1].1),
+    ];
+    let started = Instant::now();
+    loop {
+        let mut denied = Vec::new();
+        for door in DOORS {
+            for (name, path) in wrong {
+                let mut object = objects::object(name);
+                object["metadata"] = json!({"name": "wrong"});
+                let path = format!("/apis/{}?dryRun=All", path.replace("{}", door));
+                let (status, _) = send(client, Method::POST, &path, Some(&object)).await?;
+                denied.push(status != StatusCode::CREATED);
+            }
+        }
+        if denied == [false, false, false, false, true, true, true, true] {
+            return Ok(());
+        }
+        ensure!(started.elapsed() < SOON, "{denied:?} of {DOORS:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// For each round and door the latencies of its writes, in order.
+async fn rounds(
+    client: &Client,
+    object: &Value,
+    path: &str,
+    at_once: usize,
+) -> Result<Vec<[Vec<u64>; DOORS.len()]>> {
+    let mut all = Vec::new();
+    for round in 0..ROUNDS {
+        let mut tasks = JoinSet::new();
+        for task in 0..at_once {
+            let (client, object, path) = (client.clone(), object.clone(), path.to_owned());
+            tasks.spawn(async move {
+                let mut latencies: [Vec<u64>; DOORS.len()] = Default::default();
+                for number in 0..WRITES / at_once {
+                    // Each door comes after each other one as often.
+                    for turn in 0..DOORS.len() {
+                        let door = if number % 2 == 0 {
+                            turn
+                        } else {
+                            DOORS.len() - 1 - turn
+                        };
+                        let door = (door + number / 2) % DOORS.len();
+                        let name = format!("o-{round}-{task}-{number}");
+                        latencies[door]
+                            .push(write(&client, &object, &path, DOORS[door], &name).await?);
+                    }
+                }
+                anyhow::Ok(latencies)
+            });
+        }
+        let mut whole: [Vec<u64>; DOORS.len()] = Default::default();
+        while let Some(latencies) = tasks.join_next().await {
+            for (all, one) in whole.iter_mut().zip(latencies??) {
+                all.extend(one);
+            }
+        }
+        for latencies in &mut whole {
+            latencies.sort_unstable();
+        }
+        all.push(whole);
+    }
+    Ok(all)
+}
+
+/// How long a creation took, in nanoseconds. What was made is gone afterwards.
+async fn write(client: &Client, object: &Value, path: &str, door: &str, name: &str) -> Result<u64> {
+    let mut object = object.clone();
+    object["metadata"]["name"] = json!(name);
+    let path = format!("/apis/{}", path.replace("{}", door));
+    let started = Instant::now();
+    let (status, text) = send(client, Method::POST, &path, Some(&object)).await?;
+    let elapsed = started.elapsed();
+    ensure!(status == StatusCode::CREATED, "{door}: {text}");
+    let path = format!("{path}/{name}");
+    let (status, text) = send(client, Method::DELETE, &path, None).await?;
+    ensure!(status == StatusCode::OK, "{door}: {text}");
+    Ok(u64::try_from(elapsed.as_nanos())?)
+}
+
+fn tell(table: &mut Table, name: &str, at_once: usize, rounds: &[[Vec<u64>; DOORS.len()]]) {
+    // Of all rounds: one in a hundred of one round are few.
+    let pooled: Vec<Vec<u64>> = (0..DOORS.len())
+        .map(|door| {
+            let mut all: Vec<u64> = rounds
+                .iter()
+                .flat_map(|round| &round[door])
+                .copied()
+                .collect();
+            all.sort_unstable();
+            all
+        })
+        .collect();
+    let of = |door: usize, part: f64| quantile(&pooled[door], part) / 1e3;
+    let ratios = |door: usize, part: f64| -> Vec<f64> {
+        let pairs = rounds.iter();
+        pairs
+            .map(|round| quantile(&round[door], part) / quantile(&round[NOTHING], part))
+            .collect()
+    };
+    let writes = if at_once == 1 { "write" } else { "writes" };
+    for (quantile, part) in [("p50", 0.5), ("p99", 0.99)] {
+        for (door, label) in [
+            (2, "Gangplank"),
+            (3, "a ValidatingAdmissionPolicy"),
+            (0, "no webhook"),
+        ] {
+            let ratio = of(door, part) / of(NOTHING, part);
+            let seen = format!(
+                "{ratio:.2} ({}); {:.2} ms of {:.2} ms",
+                spread(&ratios(door, part)),
+                of(door, part),
+                of(NOTHING, part)
+            );
+            let what =
+                format!("API server, {name}, {at_once} {writes} at a time: {quantile}, {label}");
+            if door == 2 {
+                table.at_most(&what, ratio, MOST, &seen);
+            } else {
+                table.told(&what, &seen);
+            }
+        }
+    }
+}
