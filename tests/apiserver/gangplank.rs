@@ -84,6 +84,11 @@ impl Gangplank {
         Self::start(binary, &all)
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Where it answers the API server.
     pub(crate) fn webhook(&self) -> SocketAddr {
         self.webhook
