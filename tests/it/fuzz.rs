@@ -19,7 +19,7 @@ use proptest::{
 use self::targets::TARGETS;
 
 /// How many damaged seeds each target gets.
-const DAMAGED: usize = 1_500;
+const DAMAGED: usize = 400;
 
 /// Nothing grows beyond this, in bytes.
 const LONGEST: usize = 16 * 1024;

@@ -239,8 +239,8 @@ async fn bodies_that_are_bombs_have_an_answer() -> Result<()> {
     }
     honest.end()?;
     ensure!(gangplank.ended().is_none());
-    // The worst is a list of `{"name":"a"}`: each is a map of its own, some 50 times its text.
-    bounded("bombs", &gangplank, started, BASE + 64 * BODY_LIMIT as u64)
+    // The worst is a list of `{"name":"a"}`: each is a map of its own, some 55 times its text.
+    bounded("bombs", &gangplank, started, BASE + 72 * BODY_LIMIT as u64)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -749,33 +749,32 @@ fn judged(object: &Value) -> usize {
     size
 }
 
-/// What eight times as many cost is not much more than eight times as much: a rule that compares each
-/// with every other would cost sixty-four times.
+/// What four times as many cost is not much more than four times as much: a rule that compares each
+/// with every other would cost sixteen times.
 #[test]
 fn ten_thousand_of_anything_cost_no_more_than_each_alone() {
-    const FEW: usize = 1_250;
-    const MANY: usize = 10_000;
+    const FEW: usize = 500;
     let mut slow = String::new();
     for (what, make) in crowds() {
-        let (few, many) = (make(FEW), make(MANY));
-        let cost = |object: &Value, times: usize| {
-            (0..times)
-                .map(|_| {
-                    let before = busy();
-                    let size = judged(object);
-                    // A denial that nobody can read is of no use; a patch names what it fills.
-                    assert!(size < 4 << 20, "{what}: {size} bytes");
-                    busy().saturating_sub(before)
-                })
-                .min()
-                .unwrap_or_default()
+        let cost = |count: usize, times: usize| {
+            let object = make(count);
+            let once = |_| {
+                let before = busy();
+                let size = judged(&object);
+                // A denial that nobody can read is of no use; a patch names what it fills.
+                assert!(size < 4 << 20, "{what}: {size} bytes");
+                busy().saturating_sub(before)
+            };
+            (0..times).map(once).min().unwrap_or_default()
         };
-        let (one, ten) = (cost(&few, 3), cost(&many, 1));
-        let ratio = ten.as_secs_f64() / one.as_secs_f64().max(1e-6);
-        println!("{what}: {MANY} in {ten:.1?}, {ratio:.1} times {FEW}");
-        if ratio > 24.0 {
-            let _ = writeln!(slow, "{what}: {ten:.1?}, {ratio:.1} times");
+        let (few, more) = (cost(FEW, 3), cost(4 * FEW, 3));
+        let ratio = more.as_secs_f64() / few.as_secs_f64().max(1e-6);
+        if ratio > 9.0 {
+            println!("{what}: {} in {more:.1?}, {ratio:.1} times {FEW}", 4 * FEW);
+            let _ = writeln!(slow, "{what}: {ratio:.1} times");
+            continue;
         }
+        println!("{what}: {ratio:.1}; 10,000 in {:.1?}", cost(10_000, 1));
     }
     assert!(slow.is_empty(), "{slow}");
 }

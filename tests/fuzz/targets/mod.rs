@@ -179,6 +179,11 @@ fn answered(answer: &Value, uid: &str) -> Option<json_patch::Patch> {
     Some(serde_json::from_slice(&patch).expect("a JSON patch"))
 }
 
+/// How many lines YAML counts in a text: a carriage return alone ends one too (YAML 1.2, 5.4).
+fn lines(text: &str) -> usize {
+    text.replace("\r\n", "\n").split(['\n', '\r']).count()
+}
+
 /// An object as it is created.
 fn created(value: Value, door: Door) -> Option<Subject> {
     let subject = Subject::from_manifest(Arc::new(value))?;

@@ -58,10 +58,7 @@ fn placed(text: &str, error: &str) {
     let (Some(line), Some(column)) = (line, column) else {
         panic!("no place: {error}");
     };
-    assert!(
-        (1..=text.split('\n').count() + 1).contains(&line),
-        "{error}"
-    );
+    assert!((1..=super::lines(text) + 1).contains(&line), "{error}");
     assert!(column >= 1, "{error}");
     let message = parts.next().unwrap_or_default().trim();
     assert!(!message.is_empty(), "{error}");

@@ -28,8 +28,8 @@ pub(crate) fn target(data: &[u8]) {
             Err(error) => {
                 assert_eq!(error.index, index);
                 assert!(!error.message.is_empty() && !error.message.contains('\n'));
-                let lines = text.split('\n').count() + 1;
-                assert!(error.line.is_none_or(|line| (1..=lines).contains(&line)));
+                let lines = 1..=super::lines(text) + 1;
+                assert!(error.line.is_none_or(|line| lines.contains(&line)));
             }
         }
     }
@@ -43,8 +43,6 @@ fn placed(text: &str, document: &Document, value: &Value, path: &FieldPath) {
     let exact = exact.unwrap_or_else(|| panic!("{path} has no place"));
     for range in [place, exact] {
         assert!(text.get(range.clone()).is_some(), "{path} at {range:?}");
-        let (line, column) = source::line_column(text, range.start);
-        assert!(line > 0 && column > 0);
     }
     match value {
         Value::Array(list) => {
