@@ -1266,6 +1266,13 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
             "ownerReferences": [{"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
                 "name": "full", "uid": "u", "controller": true}],
         });
+        if is_built_in(kind) && full["spec"]["template"].is_object() {
+            // What the API server itself asks of it.
+            full["spec"]["template"]["metadata"]["labels"] = json!({"app": "chat"});
+            if kind.kind == "Job" {
+                full["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+            }
+        }
         if kind.namespaced {
             full["metadata"]["namespace"] = json!(namespace);
         }
