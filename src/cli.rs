@@ -160,11 +160,11 @@ fn read_policy(path: &Path) -> Result<String, String> {
 
 /// A policy as text.
 #[derive(Clone, Copy, Debug)]
-struct PolicyText<'t> {
+pub struct PolicyText<'t> {
     /// What errors call it.
-    name: &'t str,
+    pub name: &'t str,
     /// The text.
-    text: &'t str,
+    pub text: &'t str,
 }
 
 impl PolicyText<'_> {
@@ -172,7 +172,7 @@ impl PolicyText<'_> {
     ///
     /// # Errors
     /// A text that names line, column and what is wrong there.
-    fn read(self) -> Result<Policy, String> {
+    pub fn read(self) -> Result<Policy, String> {
         let Self { name, text } = self;
         let mut documents = source::read(text);
         if documents.len() > 1 {

@@ -210,6 +210,10 @@ pub struct Surroundings<'a> {
     pub declared: bool,
 }
 
+/// Containers with accelerators that one pod is read for. No node has so many GPUs to give them, and what
+/// each of them is compared with is all of the pod.
+const MOST_SERVERS: usize = 64;
+
 /// The containers of a pod that serve a model on accelerators, in their order, and what each says of
 /// its ranks. Each has the accelerators that it asks for itself.
 pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec<Server<'a>> {
@@ -219,6 +223,7 @@ pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec
     template
         .long_running()
         .filter(|container| template.container_has_accelerator(around.engines, container))
+        .take(MOST_SERVERS)
         .filter_map(|container| {
             let gpus = template
                 .accelerators_of(around.engines, &container)

@@ -1,6 +1,10 @@
 //! The one question, asked at every door: what does the policy say of this object?
 
-use std::{cell::OnceCell, collections::BTreeSet, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use json_patch::Patch;
@@ -424,16 +428,18 @@ fn check<'a>(
 /// What the old object would have been denied for already, and no less, is not this write's doing. A
 /// warning forgives nothing: what was only doubtful before may be wrong now.
 fn ratchet(found: &mut [Finding], before: &[Finding]) {
+    let mut severest: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    for old in before.iter().filter(|old| old.level == Level::Deny) {
+        let severity = severest.entry((old.rule, &old.fingerprint)).or_default();
+        *severity = old.severity.max(*severity);
+    }
     for finding in found
         .iter_mut()
         .filter(|finding| finding.level == Level::Deny)
     {
-        let had = before.iter().any(|old| {
-            old.rule == finding.rule
-                && old.level == Level::Deny
-                && old.fingerprint == finding.fingerprint
-                && old.severity >= finding.severity
-        });
+        let had = severest
+            .get(&(finding.rule, finding.fingerprint.as_str()))
+            .is_some_and(|severity| *severity >= finding.severity);
         if had {
             finding.level = Level::Warn;
             finding.ratcheted = true;

@@ -188,7 +188,10 @@ fn show(policy: &Policy, namespace: Option<&str>, labels: &[(String, String)], f
 }
 
 /// A policy as people write it: what it is first, catalogues last.
-fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
+///
+/// # Errors
+/// Where YAML cannot hold the document.
+pub fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
     const ORDER: [&str; 10] = [
         "apiVersion",
         "kind",

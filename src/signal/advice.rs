@@ -1,6 +1,6 @@
 //! What to scale on instead, for the autoscaler at hand.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde_json::{Map, Value};
 
@@ -134,7 +134,7 @@ pub(crate) struct Advice<'a> {
     prefill: Option<Good<'a>>,
     decode: Option<Good<'a>>,
     /// What the autoscaler reads already, by identity.
-    read: Vec<&'a str>,
+    read: BTreeSet<&'a str>,
     /// Whether the adapter of this cluster spells engines' metrics without their colon.
     underscores: bool,
 }
@@ -287,7 +287,7 @@ impl<'a> Advice<'a> {
             let names = [Some(&good.of.metric), good.of.aibrix.as_ref()];
             names.into_iter().flatten().any(|name| {
                 let identity = Name::new(name).spelling();
-                self.read.contains(&identity.as_str())
+                self.read.contains(identity.as_str())
             })
         };
         let Some(good) = wanted.iter().find(|good| !read(good)) else {

@@ -1,5 +1,7 @@
 //! A lenient view of a pod template: its containers and the accelerators that one pod takes.
 
+use std::sync::OnceLock;
+
 use serde_json::{Map, Value};
 
 use crate::{catalog::engines::Engines, finding::FieldPath};
@@ -86,6 +88,9 @@ pub struct PodTemplate<'a> {
     asked: Option<Accelerators>,
     /// Accelerators that a controller asks for where the containers ask for none.
     given: Option<Accelerators>,
+    /// Those of the whole pod, once they were counted: every container is compared with them. A
+    /// template is looked at by one catalogue.
+    counted: OnceLock<Option<Accelerators>>,
 }
 
 /// The list of a container that stands beside the pod spec.
@@ -172,6 +177,7 @@ impl<'a> PodTemplate<'a> {
             main: None,
             asked: None,
             given: None,
+            counted: OnceLock::new(),
         }
     }
 
@@ -184,19 +190,30 @@ impl<'a> PodTemplate<'a> {
             main: None,
             asked: None,
             given: None,
+            counted: OnceLock::new(),
         }
     }
 
     /// With a container that stands beside the pod spec.
     #[must_use]
     pub fn with_main(self, main: Option<Place<'a>>) -> Self {
-        Self { main, ..self }
+        let counted = OnceLock::new();
+        Self {
+            main,
+            counted,
+            ..self
+        }
     }
 
     /// With accelerators that are asked for beside the pod spec.
     #[must_use]
     pub fn with_asked(self, asked: Option<Accelerators>) -> Self {
-        Self { asked, ..self }
+        let counted = OnceLock::new();
+        Self {
+            asked,
+            counted,
+            ..self
+        }
     }
 
     /// With accelerators that a controller asks for where the containers ask for none.
@@ -204,6 +221,7 @@ impl<'a> PodTemplate<'a> {
     pub fn with_given(self, given: Accelerators) -> Self {
         Self {
             given: Some(given),
+            counted: OnceLock::new(),
             ..self
         }
     }
@@ -291,6 +309,10 @@ impl<'a> PodTemplate<'a> {
     /// sidecars, or what an init container needs together with the sidecars before it, whichever
     /// is more (k8s.io/component-helpers, resource.PodRequests). `None` where none is asked for.
     pub fn accelerators(&self, catalog: &Engines) -> Option<Accelerators> {
+        self.counted.get_or_init(|| self.count(catalog)).clone()
+    }
+
+    fn count(&self, catalog: &Engines) -> Option<Accelerators> {
         if let Some(asked) = &self.asked {
             return Some(asked.clone());
         }

@@ -25,7 +25,7 @@ const SHED: &str = "gangplank_shed_requests_total{reason=\"requests\"}";
 
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
-fn serve_with(folder: &Path, args: &[&str]) -> Result<Gangplank> {
+pub(crate) fn serve_with(folder: &Path, args: &[&str]) -> Result<Gangplank> {
     let mut all = vec![
         format!("--tls-cert={}", folder.join("tls.crt").display()),
         format!("--tls-key={}", folder.join("tls.key").display()),
@@ -34,9 +34,9 @@ fn serve_with(folder: &Path, args: &[&str]) -> Result<Gangplank> {
     Gangplank::start(Path::new(BINARY), &all)
 }
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-fn connect(folder: &Path, gangplank: &Gangplank, protocol: &str) -> Result<Tls> {
+pub(crate) fn connect(folder: &Path, gangplank: &Gangplank, protocol: &str) -> Result<Tls> {
     let mut roots = RootCertStore::empty();
     for certificate in gangplank::tls::files::certificates(&folder.join("tls.crt"))? {
         roots.add(certificate)?;
@@ -55,7 +55,7 @@ fn connect(folder: &Path, gangplank: &Gangplank, protocol: &str) -> Result<Tls> 
 }
 
 /// The head of an HTTP/1 request whose body has this length.
-fn head(length: usize) -> String {
+pub(crate) fn head(length: usize) -> String {
     format!(
         "POST /validate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {length}\r\n\r\n"
@@ -74,7 +74,7 @@ fn half_sent(folder: &Path, gangplank: &Gangplank, uid: &str) -> Result<(Tls, St
 }
 
 /// Whether the other side has gone, as seen by one who reads.
-fn has_gone(read: &std::io::Result<usize>) -> bool {
+pub(crate) fn has_gone(read: &std::io::Result<usize>) -> bool {
     match read {
         Ok(count) => *count == 0,
         Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
@@ -82,7 +82,7 @@ fn has_gone(read: &std::io::Result<usize>) -> bool {
 }
 
 /// An answer of HTTP/1: its head and its body.
-fn answer(stream: &mut Tls) -> Result<(String, Value)> {
+pub(crate) fn answer(stream: &mut Tls) -> Result<(String, Value)> {
     let mut text = Vec::new();
     let mut part = [0; 4096];
     loop {
@@ -103,7 +103,7 @@ fn answer(stream: &mut Tls) -> Result<(String, Value)> {
 }
 
 /// What a counter or gauge without labels stands at.
-fn count(gangplank: &Gangplank, name: &str) -> Result<u64> {
+pub(crate) fn count(gangplank: &Gangplank, name: &str) -> Result<u64> {
     let metrics = get(gangplank, "/metrics")?.1;
     let line = metrics
         .lines()
@@ -379,28 +379,28 @@ fn the_api_server_asks_again_for_what_was_shed() -> Result<()> {
 }
 
 /// HTTP/2 by the frame (RFC 9113).
-struct Frames(Tls);
+pub(crate) struct Frames(pub(crate) Tls);
 
 #[derive(Debug)]
-struct Frame {
-    kind: u8,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
     stream: u32,
     payload: Vec<u8>,
 }
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 impl Frames {
     /// A connection, and the settings that the server begins with.
-    fn open(folder: &Path, gangplank: &Gangplank) -> Result<(Self, Vec<(u16, u32)>)> {
+    pub(crate) fn open(folder: &Path, gangplank: &Gangplank) -> Result<(Self, Vec<(u16, u32)>)> {
         let mut frames = Self(connect(folder, gangplank, "h2")?);
         frames.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
         frames.send(SETTINGS, 0, 0, &[])?;
@@ -414,7 +414,13 @@ impl Frames {
         Ok((frames, settings.collect()))
     }
 
-    fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn write(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         self.0.write_all(&length[1..])?;
         self.0.write_all(&[kind, flags])?;
@@ -422,13 +428,13 @@ impl Frames {
         self.0.write_all(payload)
     }
 
-    fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<()> {
+    pub(crate) fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<()> {
         self.write(kind, flags, stream, payload)?;
         Ok(self.0.flush()?)
     }
 
     /// The next frame; none where the connection has ended. Settings and pings are acknowledged.
-    fn next(&mut self) -> Result<Option<Frame>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 9];
         match self.0.read_exact(&mut head) {
             Ok(()) => {}
@@ -451,7 +457,7 @@ impl Frames {
     }
 
     /// Reads on until a frame of that kind comes.
-    fn until(&mut self, kind: u8) -> Result<Frame> {
+    pub(crate) fn until(&mut self, kind: u8) -> Result<Frame> {
         loop {
             let frame = self.next()?.context("the connection has ended")?;
             if frame.kind == kind {
@@ -462,7 +468,7 @@ impl Frames {
 }
 
 /// The head of a request, by HPACK's static table (RFC 7541, appendix A).
-fn request_head() -> Vec<u8> {
+pub(crate) fn request_head() -> Vec<u8> {
     // :method POST, :scheme https, then literals: :path, :authority and content-type.
     let mut head = vec![0x83, 0x87];
     for (name, value) in [
