@@ -200,7 +200,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
 /// Which members of a value are kept.
 enum Kept {
     All,
-    Members(&'static [(&'static str, Kept)]),
+    Members(&'static [(&'static str, Self)]),
 }
 
 /// What is read of an AdmissionReview. As much again stands beside it, such as three more kinds and

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::{
     client::{Target, quantile},
-    harness::{SOON, fleet},
+    harness::{SOON, client},
     objects,
     rows::{Table, spread},
 };
@@ -60,7 +60,7 @@ pub(crate) async fn measure(
     authority: &std::path::Path,
     [nothing, gangplank]: [Target; 2],
 ) -> Result<()> {
-    let client = fleet::client(kubeconfig).await?;
+    let client = client(kubeconfig).await?;
     let authority = std::fs::read(authority)?;
     for door in DOORS {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",

@@ -38,7 +38,6 @@ use gangplank::{
     },
 };
 use http_body_util::BodyExt as _;
-use kube::config::KubeConfigOptions;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
@@ -48,7 +47,7 @@ use crate::{
         CLIENTS, at, denied_by, deployment, evicting, gang, guarded, hpa, node_pool, queue,
         reference, scaled_object,
     },
-    harness::{Answer, Assets, Cluster, SOON, eventually},
+    harness::{Answer, Assets, Cluster, SOON, client, eventually},
 };
 
 const BAD: &str = "DCGM_FI_DEV_GPU_UTIL";
@@ -189,7 +188,7 @@ impl Overheard {
             let server = axum_server::from_tcp(socket)?.acceptor(acceptor);
             tokio::spawn(server.serve(router.into_make_service()));
             let wanted = started.configurations();
-            let client = started.client().await?;
+            let client = client(started.cluster.kubeconfig()).await?;
             cluster::register(&client, wanted, &cluster::Registered::default()).await?;
             anyhow::Ok(())
         })?;
@@ -225,13 +224,6 @@ impl Overheard {
             owner: None,
         };
         registration.configurations(&Policy::default())
-    }
-
-    async fn client(&self) -> Result<kube::Client> {
-        let kubeconfig = kube::config::Kubeconfig::read_from(self.cluster.kubeconfig())?;
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-        Ok(kube::Client::try_from(config)?)
     }
 
     /// What was said about the objects of this kind and name, wherever they are: names in these tests
@@ -377,7 +369,7 @@ fn a_patch_is_json_patch_and_declared_so() -> Result<()> {
 fn a_denial_is_a_status_with_code_reason_and_causes() -> Result<()> {
     let overheard = overheard()?;
     let error = overheard.runtime.block_on(async {
-        let client = overheard.client().await?;
+        let client = client(overheard.cluster.kubeconfig()).await?;
         let kind = kube::core::GroupVersionKind::gvk("karpenter.sh", "v1", "NodePool");
         let pools = kube::Api::<kube::core::DynamicObject>::all_with(
             client,
@@ -1228,7 +1220,7 @@ impl Overheard {
             }
         };
         let taken = self.runtime.block_on(async {
-            let client = self.client().await?;
+            let client = client(self.cluster.kubeconfig()).await?;
             let all = stream::iter(&writes).map(|one| write(&client, one));
             let all: Vec<Result<bool>> = all.buffer_unordered(4).collect().await;
             let mut taken = 0;
