@@ -1393,10 +1393,15 @@ fn crowds(
             create["metadata"]["name"] = json!("new");
             *create.pointer_mut(place).expect("a place") = filler.clone();
             writes.push((kind, format!("CREATE with {count} in {place}"), create));
-            let mut update = full.clone();
-            *update.pointer_mut(place).expect("a place") = filler;
-            update["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
-            writes.push((kind, format!("UPDATE with {count} in {place}"), update));
+            // What an UPDATE is compared by as a whole.
+            let whole = ["/labels", "/annotations", "/ownerReferences", "ontainers"];
+            if whole.iter().any(|end| place.ends_with(end)) {
+                let mut update = full.clone();
+                *update.pointer_mut(place).expect("a place") = filler;
+                update["metadata"]["resourceVersion"] =
+                    stored["metadata"]["resourceVersion"].clone();
+                writes.push((kind, format!("UPDATE with {count} in {place}"), update));
+            }
         }
     }
 }

@@ -769,7 +769,8 @@ fn ten_thousand_of_anything_cost_no_more_than_each_alone() {
         };
         let (few, more) = (cost(FEW, 3), cost(4 * FEW, 3));
         let ratio = more.as_secs_f64() / few.as_secs_f64().max(1e-6);
-        if ratio > 9.0 {
+        // The clock ticks too seldom for what takes next to nothing.
+        if ratio > 9.0 && more > Duration::from_millis(100) {
             println!("{what}: {} in {more:.1?}, {ratio:.1} times {FEW}", 4 * FEW);
             let _ = writeln!(slow, "{what}: {ratio:.1} times");
             continue;
