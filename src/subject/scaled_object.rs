@@ -2,6 +2,8 @@
 //! read (kedacore/keda pkg/scaling/scalers_builder.go, pkg/scalers/*_scaler.go, 2.20 and main of
 //! August 2026).
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::{
@@ -71,7 +73,8 @@ pub fn triggers(subject: &Subject) -> Vec<Trigger> {
     let formula = subject
         .at(&["spec", "advanced", "scalingModifiers", "formula"])
         .and_then(Value::as_str)
-        .filter(|formula| !formula.trim().is_empty());
+        .filter(|formula| !formula.trim().is_empty())
+        .map(Formula::read);
     let mut out = Vec::new();
     for (index, trigger) in listed.into_iter().flatten().enumerate() {
         let text = |key: &str| trigger.get(key).and_then(Value::as_str);
@@ -86,9 +89,7 @@ pub fn triggers(subject: &Subject) -> Vec<Trigger> {
         let name = text("name").filter(|name| !name.is_empty());
         // cpu and memory reach the HPA beside the formula's result.
         let inert = !is_host(kind)
-            && formula
-                .zip(name)
-                .is_some_and(|(formula, name)| !formula_uses(formula, name));
+            && (formula.as_ref().zip(name)).is_some_and(|(formula, name)| !formula.uses(name));
         out.push(Trigger {
             kind: kind.to_owned(),
             name: name.map(str::to_owned),
@@ -114,30 +115,50 @@ fn is_host(kind: &str) -> bool {
     matches!(kind, "cpu" | "memory")
 }
 
-/// Whether a scaling formula (expr-lang) uses a trigger. One that cannot be read uses all.
-fn formula_uses(formula: &str, name: &str) -> bool {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    if !name.chars().all(part) {
-        return formula.contains(name);
-    }
-    let mut depth = 0_i32;
-    let mut quote = None;
-    let mut plain = String::with_capacity(formula.len());
-    for c in formula.chars() {
-        match quote {
-            Some(open) if c == open => quote = None,
-            Some(_) => continue,
-            None => match c {
-                '"' | '\'' | '`' => quote = Some(c),
-                '(' | '[' => depth += 1,
-                ')' | ']' => depth -= 1,
-                _ => {}
-            },
+/// A scaling formula (expr-lang), read once for all triggers.
+struct Formula<'a> {
+    text: &'a str,
+    /// The names in it; none where it cannot be read.
+    names: Option<BTreeSet<String>>,
+}
+
+impl<'a> Formula<'a> {
+    fn read(text: &'a str) -> Self {
+        let mut depth = 0_i32;
+        let mut quote = None;
+        let mut plain = String::with_capacity(text.len());
+        for c in text.chars() {
+            match quote {
+                Some(open) if c == open => quote = None,
+                Some(_) => continue,
+                None => match c {
+                    '"' | '\'' | '`' => quote = Some(c),
+                    '(' | '[' => depth += 1,
+                    ')' | ']' => depth -= 1,
+                    _ => {}
+                },
+            }
+            plain.push(if is_of_a_name(c) { c } else { ' ' });
         }
-        plain.push(if part(c) { c } else { ' ' });
+        let readable = depth == 0 && quote.is_none();
+        let names = || plain.split_whitespace().map(str::to_owned).collect();
+        Self {
+            text,
+            names: readable.then(names),
+        }
     }
-    let readable = depth == 0 && quote.is_none();
-    !readable || plain.split_whitespace().any(|word| word == name)
+
+    /// Whether it uses a trigger. One that cannot be read uses all.
+    fn uses(&self, name: &str) -> bool {
+        if !name.chars().all(is_of_a_name) {
+            return self.text.contains(name);
+        }
+        self.names.as_ref().is_none_or(|names| names.contains(name))
+    }
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }
 
 impl Trigger {

@@ -24,7 +24,6 @@ use gangplank::{
     facts::Facts,
     policy::Policy,
     review::review as judge,
-    source,
     subject::{Door, Operation, Subject},
     webhook::{BODY_LIMIT, answer, limits::CONNECTIONS},
 };
@@ -95,6 +94,11 @@ impl Honest {
                     let started = Instant::now();
                     write!(stream, "{}{body}", head(body.len()))?;
                     let (head, _) = crate::limits::answer(&mut stream)?;
+                    // Shed, an API server asks again, and again.
+                    if head.starts_with("HTTP/1.1 503") {
+                        ensure!(head.contains("retry-after"), "{head}");
+                        continue;
+                    }
                     ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
                     longest = longest.max(started.elapsed());
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -278,8 +282,9 @@ async fn many_of_the_largest_bodies_at_once() -> Result<()> {
     );
     honest.end()?;
     ensure!(gangplank.ended().is_none());
-    // Each is held as it arrives, once more in one piece, and once more when it is parsed.
-    let bound = BASE + 3 * (BODIES * BODY_LIMIT) as u64;
+    // What all of them may hold by default, twice while one that grows is copied, and what is judged at a
+    // time: as it came, parsed, and in its answer.
+    let bound = BASE + 2 * 32 * MIB + 3 * BODY_LIMIT as u64;
     bounded("64 of the largest bodies", &gangplank, started, bound)
 }
 
@@ -769,7 +774,8 @@ fn ten_thousand_of_anything_cost_no_more_than_each_alone() {
         };
         let (few, more) = (cost(FEW, 3), cost(4 * FEW, 3));
         let ratio = more.as_secs_f64() / few.as_secs_f64().max(1e-6);
-        if ratio > 9.0 {
+        // The clock ticks too seldom for what takes next to nothing.
+        if ratio > 9.0 && more > Duration::from_millis(100) {
             println!("{what}: {} in {more:.1?}, {ratio:.1} times {FEW}", 4 * FEW);
             let _ = writeln!(slow, "{what}: {ratio:.1} times");
             continue;
@@ -890,10 +896,6 @@ fn yaml_bombs_are_errors_of_their_file() -> Result<()> {
                 matches!(code, Some(0..=2)),
                 "{command} on {what}: {code:?}\n{said}"
             );
-        }
-        // Read here, it is one error or one document, and not much of it.
-        for document in source::read(&text).into_iter().flatten().take(10) {
-            ensure!(document.value.to_string().len() < 256 << 20, "{what}");
         }
     }
     Ok(())
