@@ -45,10 +45,10 @@ fn resident(gangplank: &Gangplank) -> Result<f64> {
 /// Memory without a cluster: idle, then while requests come.
 pub(crate) fn requests(
     table: &mut Table,
-    certificate: [OsString; 2],
+    certificate: &[OsString; 2],
     config: &Arc<ClientConfig>,
 ) -> Result<()> {
-    let gangplank = Gangplank::start(Path::new(&cost::binary()), &certificate)?;
+    let gangplank = Gangplank::start(Path::new(&cost::binary()), certificate)?;
     std::thread::sleep(SETTLE);
     let idle = resident(&gangplank)?;
     table.at_most("memory, idle", idle, IDLE, &format!("{idle:.1} MiB"));

@@ -129,7 +129,7 @@ fn main() -> Result<ExitCode> {
         runtime.block_on(measured)?;
     }
     if wanted("requests") {
-        crowd::requests(&mut table, certificate(), &config)?;
+        crowd::requests(&mut table, &certificate(), &config)?;
     }
     if wanted("cluster") {
         crowd::cluster(&mut table, certificate(), &runtime)?;
@@ -138,7 +138,7 @@ fn main() -> Result<ExitCode> {
     println!("{:.0} s", started.elapsed().as_secs_f64());
     if env::var_os("UPDATE").is_some() {
         ensure!(named.is_empty(), "a part of the table is not written");
-        let machine: String = machine.iter().map(|line| format!("- {line}\n")).collect();
+        let machine = format!("- {}\n", machine.join("\n- "));
         let page = HOW
             .replace("<!-- machine -->\n", &machine)
             .replace("<!-- table -->\n", &table.markdown());

@@ -872,6 +872,9 @@ fn generate_name_is_as_good_as_a_name() -> Result<()> {
     Ok(())
 }
 
+/// A way to write, by its name.
+type Way<'a> = (&'static str, &'a dyn Fn(&str) -> Result<Answer>);
+
 /// Every way to write gets the whole object to us, before and after, and the same verdict.
 #[test]
 fn server_side_apply_patch_and_strategic_merge_are_judged_by_what_they_make() -> Result<()> {
@@ -912,7 +915,6 @@ fn server_side_apply_patch_and_strategic_merge_are_judged_by_what_they_make() ->
         held["metadata"]["annotations"][minimum] = json!(count);
         kubectl.replace(&held.to_string())
     };
-    type Way<'a> = (&'static str, &'a dyn Fn(&str) -> Result<Answer>);
     let ways: [Way<'_>; 5] = [
         ("strategic merge patch", &|count| {
             patch("strategic", to(count))
@@ -1127,7 +1129,7 @@ fn specimens() -> Result<Vec<(&'static Kind, Value)>> {
             let kind = kinds::ALL.iter().find(|kind| {
                 let version = value["apiVersion"].as_str().unwrap_or_default();
                 let ours = |known: &&str| version == format!("{}/{known}", kind.group);
-                kind.kind == value["kind"] && kind.versions.iter().any(|known| ours(&known))
+                kind.kind == value["kind"] && kind.versions.iter().any(ours)
             });
             let Some(kind) = kind else { continue };
             let size = |value: &Value| value.to_string().len();
@@ -1185,7 +1187,7 @@ impl Overheard {
     /// Writes all of them without keeping any; an error where a condition had one. Those that the API
     /// server itself refuses have passed the conditions of the mutating entry at least. Says how many
     /// it took.
-    fn dry_writes(&self, namespace: &str, writes: Vec<Write>) -> Result<usize> {
+    fn dry_writes(&self, namespace: &str, writes: &[Write]) -> Result<usize> {
         let errors = "apiserver_admission_match_condition_evaluation_errors_total";
         let write = async |client: &kube::Client, (kind, what, value): &Write| -> Result<bool> {
             let Kind { resource, .. } = kind;
@@ -1221,7 +1223,7 @@ impl Overheard {
         };
         let taken = self.runtime.block_on(async {
             let client = client(self.cluster.kubeconfig()).await?;
-            let all = stream::iter(&writes).map(|one| write(&client, one));
+            let all = stream::iter(writes).map(|one| write(&client, one));
             let all: Vec<Result<bool>> = all.buffer_unordered(4).collect().await;
             let mut taken = 0;
             for one in all {
@@ -1317,7 +1319,7 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
         crowds(kind, &full, &stored, &all, &mut writes);
     }
     let count = writes.len();
-    let taken = overheard.dry_writes(&namespace, writes)?;
+    let taken = overheard.dry_writes(&namespace, &writes)?;
     println!("{taken} of {count} writes were taken");
     ensure!(
         taken > count / 2,

@@ -132,7 +132,9 @@ fn run(name: &str) {
         }
     };
     let seeds = seeds(name);
-    seeds.iter().for_each(|data| check(data));
+    for seed in &seeds {
+        check(seed);
+    }
     let mut key = [0; 32];
     key[..8].copy_from_slice(&(seed as u64).to_le_bytes());
     let mut damage = Damage {

@@ -4,6 +4,11 @@
 //! Time is bounded by what reads ten times as much in not much more than ten times the time, on the
 //! processor's own clock; memory by the process's own account of its peak (`VmHWM`).
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures, for whoever asks with --nocapture"
+)]
+
 use std::{
     fmt::Write as _,
     fs,
