@@ -97,6 +97,11 @@ impl Origin {
         let whole = FieldPath::of(&["items"]).index(item).join(path);
         self.marks.locate(&whole)
     }
+
+    /// The line and column, from 1, of a byte of the text.
+    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+        self.marks.line_column(&self.text, offset)
+    }
 }
 
 /// What names an object.

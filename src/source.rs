@@ -3,7 +3,7 @@
 //! A stream is cut into documents where kubectl cuts it (a line that begins with `---`), so that a
 //! document that does not parse leaves the others readable.
 
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, iter, ops::Range, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer,
@@ -47,6 +47,26 @@ pub struct SourceError {
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
     root: Mark,
+    lines: Lines,
+}
+
+/// Where the lines of a text begin. A dump of a cluster is one text for thousands of objects: it is
+/// looked through once and not for each of them.
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<[usize]>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self(iter::once(0).chain(ends.map(|(end, _)| end + 1)).collect())
+    }
+
+    /// The line that a byte is in, from 1, and where that begins.
+    fn line(&self, offset: usize) -> (usize, usize) {
+        let line = self.0.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|last| self.0.get(last));
+        (line.max(1), start.copied().unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -74,6 +94,29 @@ impl Marks {
         }
         (at.place(), Some(at.value.clone()))
     }
+
+    /// The line and column, from 1, of a byte of the text that was read; the column counts characters.
+    pub fn line_column(&self, text: &str, offset: usize) -> (usize, usize) {
+        if self.lines.0.is_empty() {
+            return line_column(text, offset);
+        }
+        let offset = offset.min(text.len());
+        let (line, start) = self.lines.line(offset);
+        let before = text.get(start..offset).unwrap_or_default();
+        (line, before.chars().count() + 1)
+    }
+
+    /// The whole lines that a range of the text that was read touches, and the number of the first,
+    /// from 1.
+    pub fn lines(&self, text: &str, range: &Range<usize>) -> (Range<usize>, usize) {
+        if self.lines.0.is_empty() {
+            return (0..text.len(), 1);
+        }
+        let (first, start) = self.lines.line(range.start.min(text.len()));
+        let (last, _) = self.lines.line(range.end.min(text.len()));
+        let end = self.lines.0.get(last).copied().unwrap_or(text.len());
+        (start..end, first)
+    }
 }
 
 impl Mark {
@@ -85,6 +128,7 @@ impl Mark {
 /// Reads every document of a text. Documents that do not parse stand between the others as errors.
 pub fn read(text: &str) -> Vec<Result<Document, SourceError>> {
     let mut documents = Vec::new();
+    let lines = Lines::of(text);
     let mut index = 0;
     for part in split(text) {
         let Some(source) = text.get(part.clone()) else {
@@ -107,13 +151,15 @@ pub fn read(text: &str) -> Vec<Result<Document, SourceError>> {
                 documents.push(Ok(Document {
                     index,
                     value,
-                    marks: Marks { root },
+                    marks: Marks {
+                        root,
+                        lines: lines.clone(),
+                    },
                     range: part,
                 }));
             }
             Err(error) => {
-                let above = text.get(..part.start).unwrap_or_default();
-                let lines_above = above.bytes().filter(|byte| *byte == b'\n').count();
+                let lines_above = lines.line(part.start).0 - 1;
                 let location = error.location().filter(|location| location.line() > 0);
                 documents.push(Err(SourceError {
                     index,
@@ -455,6 +501,30 @@ mod tests {
         let documents = read("%YAML 1.1\n---\na: 1\n");
         assert_eq!(documents.len(), 1);
         assert_eq!(documents[0].as_ref().unwrap().value["a"], 1);
+    }
+
+    #[test]
+    fn the_lines_of_a_text_are_those_that_are_counted() {
+        for text in [
+            "a: 1",
+            "a: 1\n",
+            "a: ä\n---\nb:\n  - c\n  - d: |\n      é\n      f\n--- {g: 1}\n\n# h\n",
+            "{\"a\": 1}\n{\"b\":\n 2}\n",
+        ] {
+            for document in read(text) {
+                let marks = document.unwrap().marks;
+                for (offset, _) in text.char_indices().chain([(text.len(), ' ')]) {
+                    let place = line_column(text, offset);
+                    assert_eq!(marks.line_column(text, offset), place, "{text:?} {offset}");
+                    let (lines, first) = marks.lines(text, &(offset..offset));
+                    let line = text
+                        .split_inclusive('\n')
+                        .nth(place.0 - 1)
+                        .unwrap_or_default();
+                    assert_eq!((&text[lines], first), (line, place.0), "{text:?} {offset}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -550,7 +550,7 @@ fn is_link_trouble(error: &ignore::Error) -> bool {
 /// The line on which an object begins.
 fn first_line(origin: &Origin) -> usize {
     let (key, value) = origin.locate(&FieldPath::new());
-    source::line_column(&origin.text, value.unwrap_or(key).start).0
+    origin.line_column(value.unwrap_or(key).start).0
 }
 
 /// A List, as `kubectl get -o yaml` writes it, or a list of one kind, as the API server answers.

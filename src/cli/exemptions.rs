@@ -21,7 +21,6 @@ use crate::{
     },
     review::{Skip, review},
     rules::kinds,
-    source,
     subject::{Door, Subject, at},
 };
 
@@ -150,7 +149,7 @@ fn of_files(paths: &[PathBuf], policy: &Policy, now: Timestamp) -> Ledger {
                 let (entries, _) = of_object(policy, &facts, &subject, now);
                 ledger.entries.extend(entries.into_iter().map(|entry| {
                     let (key, _) = origin.locate(&exempt::path(&entry.rule));
-                    let (line, _) = source::line_column(&origin.text, key.start);
+                    let (line, _) = origin.line_column(key.start);
                     Entry {
                         place: Some((origin.file.to_string(), Some(line))),
                         ..entry

@@ -6,7 +6,6 @@ use std::fmt::Write;
 use super::{Entry, Outcome, Report, human};
 use crate::{
     finding::{Finding, Level},
-    source::line_column,
     text::harmless,
 };
 
@@ -51,8 +50,8 @@ fn annotation(text: &mut String, entry: &Entry, finding: &Finding) {
     {
         let (key, value) = origin.locate(&finding.path);
         let end = value.map_or(key.end, |value| value.end.max(key.end));
-        let (line, column) = line_column(&origin.text, key.start);
-        let (end_line, _) = line_column(&origin.text, end);
+        let (line, column) = origin.line_column(key.start);
+        let (end_line, _) = origin.line_column(end);
         place.push(("line", line.to_string()));
         place.push(("endLine", end_line.to_string()));
         place.push(("col", column.to_string()));

@@ -9,7 +9,6 @@ use super::{Entry, Origin, Outcome, Report};
 use crate::{
     finding::{Finding, Level, Verdict},
     rules,
-    source::line_column,
     text::{harmless, shown},
 };
 
@@ -212,7 +211,7 @@ impl<'r> Told<'r> {
 fn line(origin: Option<&Origin>, finding: &Finding) -> Option<usize> {
     let origin = origin.filter(|origin| !origin.text.is_empty())?;
     let (key, _) = origin.locate(&finding.path);
-    Some(line_column(&origin.text, key.start).0)
+    Some(origin.line_column(key.start).0)
 }
 
 /// How many findings there are by rule and by namespace.

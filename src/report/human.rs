@@ -76,9 +76,13 @@ fn groups<'a>(entry: &'a Entry, finding: &'a Finding, help: bool) -> Vec<Group<'
             let (key, value) = origin.locate(&finding.path);
             let label = label(finding, value.is_some());
             let range = value.map_or_else(|| key.clone(), |value| join(&origin.text, &key, value));
-            Snippet::source(origin.text.as_ref())
+            let (lines, first) = origin.marks.lines(&origin.text, &range);
+            let inside = |at: usize| at.saturating_sub(lines.start);
+            let within = inside(range.start)..inside(range.end);
+            Snippet::source(origin.text.get(lines).unwrap_or_default())
+                .line_start(first)
                 .path(origin.file.as_ref())
-                .annotation(AnnotationKind::Primary.span(range).label(label))
+                .annotation(AnnotationKind::Primary.span(within).label(label))
                 .into()
         }
         None => Place::path(finding.path.to_string()).into(),

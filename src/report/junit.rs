@@ -9,10 +9,7 @@ use quick_xml::{
 };
 
 use super::{Entry, Outcome, Report};
-use crate::{
-    finding::{Finding, Level, Verdict},
-    source::line_column,
-};
+use crate::finding::{Finding, Level, Verdict};
 
 /// Writes the whole report.
 ///
@@ -169,7 +166,7 @@ fn body(entry: &Entry, finding: &Finding) -> String {
         .filter(|origin| !origin.text.is_empty())
     {
         let (key, _) = origin.locate(&finding.path);
-        let (line, _) = line_column(&origin.text, key.start);
+        let (line, _) = origin.line_column(key.start);
         body = format!("{}:{line}\n", origin.file);
     }
     if !finding.instead.is_empty() {

@@ -10,7 +10,6 @@ use crate::{
     exempt::Exempted,
     finding::{FieldPath, Finding, Level},
     rules::{RULES, page},
-    source::line_column,
 };
 
 /// Where the schema is published.
@@ -202,8 +201,8 @@ fn physical(origin: &Origin, path: &FieldPath) -> Option<Value> {
     }
     let (key, value) = origin.locate(path);
     let end = value.map_or(key.end, |value| value.end.max(key.end));
-    let (start_line, start_column) = line_column(&origin.text, key.start);
-    let (end_line, end_column) = line_column(&origin.text, end);
+    let (start_line, start_column) = origin.line_column(key.start);
+    let (end_line, end_column) = origin.line_column(end);
     let mut region = json!({"startLine": start_line, "startColumn": start_column});
     if (end_line, end_column) > (start_line, start_column)
         && let Some(members) = region.as_object_mut()

@@ -762,6 +762,7 @@ fn judged(object: &Value) -> usize {
 /// What four times as many cost is not much more than four times as much: a rule that compares each
 /// with every other would cost sixteen times.
 #[test]
+#[ignore = "takes minutes: .ci/full runs it"]
 fn ten_thousand_of_anything_cost_no_more_than_each_alone() {
     const FEW: usize = 500;
     let mut slow = String::new();
