@@ -264,11 +264,14 @@ fn a_swapped_policy_takes_effect_under_load_and_a_bad_one_does_not() -> Result<(
         warned.then_some(())
     };
     eventually("nothing is denied any more", SOON, warned)?;
-    let webhooks = kubectl.get("validatingwebhookconfiguration/gangplank")?;
-    for webhook in webhooks["webhooks"].as_array().expect("webhooks") {
-        assert_eq!(webhook["failurePolicy"], "Ignore", "{}", webhook["name"]);
-    }
-    Ok(())
+    eventually("nothing can block any more", SOON, || {
+        let configuration = kubectl
+            .get("validatingwebhookconfiguration/gangplank")
+            .ok()?;
+        let webhooks = configuration["webhooks"].as_array()?;
+        let ignored = |webhook: &Value| webhook["failurePolicy"] == "Ignore";
+        (!webhooks.is_empty() && webhooks.iter().all(ignored)).then_some(())
+    })
 }
 
 fn hpa_without_namespace(name: &str) -> Value {
