@@ -538,7 +538,7 @@ fn specimens() -> Vec<Value> {
 }
 
 /// The pointers of every value in a value.
-fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+pub(crate) fn places(value: &Value, at: &str, all: &mut Vec<String>) {
     all.push(at.to_owned());
     let step = |key: &str| format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
     match value {

@@ -43,6 +43,7 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
 
 use crate::{
+    admission::places,
     enforce::{
         CLIENTS, at, denied_by, deployment, evicting, gang, guarded, hpa, node_pool, queue,
         reference, scaled_object,
@@ -1147,25 +1148,6 @@ fn specimens() -> Result<Vec<(&'static Kind, Value)>> {
         );
     }
     Ok(found.into_values().collect())
-}
-
-/// The pointers of everything in a value.
-fn places(value: &Value, at: &str, all: &mut Vec<String>) {
-    all.push(at.to_owned());
-    let step = |key: &str| format!("{at}/{}", key.replace('~', "~0").replace('/', "~1"));
-    match value {
-        Value::Object(members) => {
-            members
-                .iter()
-                .for_each(|(key, value)| places(value, &step(key), all));
-        }
-        Value::Array(list) => {
-            list.iter()
-                .enumerate()
-                .for_each(|(index, value)| places(value, &step(&index.to_string()), all));
-        }
-        _ => {}
-    }
 }
 
 fn without(value: &Value, place: &str) -> Value {
