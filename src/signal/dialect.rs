@@ -31,6 +31,23 @@ pub enum Dialect {
     Text,
 }
 
+impl Dialect {
+    /// Every language. The letters by which fuzz seeds name one count from here.
+    pub const ALL: [Self; 11] = [
+        Self::PromQl,
+        Self::Name,
+        Self::Datadog,
+        Self::CloudWatch,
+        Self::Nrql,
+        Self::Stackdriver,
+        Self::SumoLogic,
+        Self::Influx,
+        Self::SignalFlow,
+        Self::Words,
+        Self::Text,
+    ];
+}
+
 /// What a query of another language reads.
 pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str) -> Vec<Signal> {
     let signal = |text: &str, functions: &[String]| {

@@ -23,7 +23,7 @@ mod cost;
 mod harness;
 
 use cost::{Cost, audit};
-use harness::{Assets, Cluster, fleet};
+use harness::fleet;
 
 const FEW: usize = 10_000;
 const MANY: usize = 100_000;
@@ -45,15 +45,7 @@ fn main() -> Result<ExitCode> {
     }
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
-    let cluster = Cluster::start_with(
-        &Assets::find()?,
-        &[
-            "--enable-priority-and-fairness=false",
-            "--max-requests-inflight=0",
-            "--max-mutating-requests-inflight=0",
-        ],
-    )?;
-    cluster.install_crds()?;
+    let cluster = cost::roomy()?;
     let numbers: Vec<usize> = env::args().filter_map(|text| text.parse().ok()).collect();
     let (few, many) = match numbers[..] {
         [few, many] => (few, many),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::harness::{
-    Cluster, eventually,
+    Assets, Cluster, eventually,
     fleet::{self, Made},
 };
 
@@ -109,6 +109,20 @@ fn status(process: u32, member: &str) -> Option<f64> {
     let line = status.lines().find(|line| line.starts_with(member))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib / 1024.0)
+}
+
+/// A cluster whose API server takes as many writes at a time as come: what is measured is not its patience.
+pub(crate) fn roomy() -> Result<Cluster> {
+    let cluster = Cluster::start_with(
+        &Assets::find()?,
+        &[
+            "--enable-priority-and-fairness=false",
+            "--max-requests-inflight=0",
+            "--max-mutating-requests-inflight=0",
+        ],
+    )?;
+    cluster.install_crds()?;
+    Ok(cluster)
 }
 
 /// State and seconds of processor time of a process (`proc_pid_stat(5)`): of user and system, in

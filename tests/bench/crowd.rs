@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     alone, client, cost,
-    harness::{Assets, Cluster, Gangplank, eventually, fleet},
+    harness::{Gangplank, eventually, fleet},
     objects,
     rows::Table,
 };
@@ -91,15 +91,7 @@ pub(crate) fn cluster(
     certificate: [OsString; 2],
     runtime: &Runtime,
 ) -> Result<()> {
-    let cluster = Cluster::start_with(
-        &Assets::find()?,
-        &[
-            "--enable-priority-and-fairness=false",
-            "--max-requests-inflight=0",
-            "--max-mutating-requests-inflight=0",
-        ],
-    )?;
-    cluster.install_crds()?;
+    let cluster = cost::roomy()?;
     let mut there = 0;
     let mut populate = |until: usize| -> Result<()> {
         let all = fleet::populate(cluster.kubeconfig(), there..until);

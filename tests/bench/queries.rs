@@ -21,24 +21,10 @@ mod hostile;
 /// What one query may cost.
 const MOST: Duration = Duration::from_millis(1);
 
-const DIALECTS: [Dialect; 11] = [
-    Dialect::Name,
-    Dialect::PromQl,
-    Dialect::Datadog,
-    Dialect::CloudWatch,
-    Dialect::Nrql,
-    Dialect::Stackdriver,
-    Dialect::SumoLogic,
-    Dialect::Influx,
-    Dialect::SignalFlow,
-    Dialect::Words,
-    Dialect::Text,
-];
-
 fn main() -> ExitCode {
     let catalog = MetricCatalog::builtin();
     let mut slow = false;
-    for dialect in DIALECTS {
+    for dialect in Dialect::ALL {
         let mut all: Vec<(Duration, usize, &str)> = Vec::new();
         for length in [1024, 8 * 1024, 1024 * 1024] {
             for (shape, query) in hostile::queries(length) {

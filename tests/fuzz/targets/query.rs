@@ -7,22 +7,8 @@ use gangplank::{
     subject::Door,
 };
 
-/// The letter that chooses a language, so that seeds can be written by hand.
-const DIALECTS: [Dialect; 11] = [
-    Dialect::PromQl,
-    Dialect::Name,
-    Dialect::Datadog,
-    Dialect::CloudWatch,
-    Dialect::Nrql,
-    Dialect::Stackdriver,
-    Dialect::SumoLogic,
-    Dialect::Influx,
-    Dialect::SignalFlow,
-    Dialect::Words,
-    Dialect::Text,
-];
-
-/// Where a language stands above: one that is forgotten does not compile.
+/// Where a language stands among all, which is the letter that chooses it in a seed: one that is forgotten
+/// does not compile.
 const fn letter(dialect: Dialect) -> usize {
     match dialect {
         Dialect::PromQl => 0,
@@ -46,8 +32,8 @@ pub(crate) fn target(data: &[u8]) {
     let Ok(query) = std::str::from_utf8(rest) else {
         return;
     };
-    let chosen = usize::from(first.wrapping_sub(b'a')) % DIALECTS.len();
-    let dialect = DIALECTS[chosen];
+    let chosen = usize::from(first.wrapping_sub(b'a')) % Dialect::ALL.len();
+    let dialect = Dialect::ALL[chosen];
     assert_eq!(letter(dialect), chosen);
     let signals = classify_query(MetricCatalog::builtin(), dialect, query);
     // As the rules do: nothing is denied that is not named, and the same text says the same.
