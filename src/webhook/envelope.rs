@@ -15,7 +15,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-use crate::subject::{Door, Operation, Subject};
+use crate::subject::{Door, Operation, Subject, at};
 
 /// The only version spoken.
 pub const API_VERSION: &str = "admission.k8s.io/v1";
@@ -57,6 +57,14 @@ impl Requester {
     }
 }
 
+/// Takes a text out of an object; what is none counts as if it were not there.
+fn text(object: &mut Value, name: &str) -> String {
+    match object.get_mut(name).map(Value::take) {
+        Some(Value::String(text)) => text,
+        _ => String::new(),
+    }
+}
+
 /// Takes a member out of an object.
 fn member<T: DeserializeOwned + Default>(object: &mut Option<&mut Value>, name: &str) -> T {
     object
@@ -89,8 +97,8 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         message: format!("the body is not JSON: {error}"),
     })?;
     let uid = review
-        .pointer("/request/uid")
-        .and_then(Value::as_str)
+        .get("request")
+        .and_then(|request| request.get("uid")?.as_str())
         .unwrap_or_default()
         .to_owned();
     let refuse = |message: String| Refusal {
@@ -98,49 +106,45 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
         uid: uid.clone(),
         message,
     };
-    let text = |review: &Value, pointer: &str| {
-        review
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
     if !review.is_object() {
         return Err(refuse(format!(
             "the body is {}, not an AdmissionReview",
             type_of(&review)
         )));
     }
-    let (version, kind) = (text(&review, "/apiVersion"), text(&review, "/kind"));
+    let (version, kind) = (text(&mut review, "apiVersion"), text(&mut review, "kind"));
     if version != API_VERSION || kind != "AdmissionReview" {
         return Err(refuse(format!(
             "the body is {version:?} {kind:?}; only {API_VERSION:?} \"AdmissionReview\" is spoken here"
         )));
     }
-    if !review.get("request").is_some_and(Value::is_object) {
+    let Some(request) = review
+        .get_mut("request")
+        .filter(|request| request.is_object())
+    else {
         return Err(refuse("the AdmissionReview holds no request".to_owned()));
-    }
+    };
     if uid.is_empty() {
         return Err(refuse("the request has no uid".to_owned()));
     }
-    let operation = match text(&review, "/request/operation").as_str() {
+    let operation = match text(request, "operation").as_str() {
         "CREATE" => Operation::Create,
         "UPDATE" => Operation::Update,
         "DELETE" => Operation::Delete,
         "CONNECT" => Operation::Connect,
         other => return Err(refuse(format!("request.operation is {other:?}"))),
     };
-    let (group, version, kind) = (
-        text(&review, "/request/kind/group"),
-        text(&review, "/request/kind/version"),
-        text(&review, "/request/kind/kind"),
-    );
+    let mut of_kind = |name| {
+        let kind = request.get_mut("kind");
+        kind.map(|kind| text(kind, name)).unwrap_or_default()
+    };
+    let (group, version, kind) = (of_kind("group"), of_kind("version"), of_kind("kind"));
     if kind.is_empty() || version.is_empty() {
         return Err(refuse("request.kind names no version and kind".to_owned()));
     }
-    let mut take = |member: &str| {
-        review
-            .pointer_mut(&format!("/request/{member}"))
+    let mut take = |name: &str| {
+        request
+            .get_mut(name)
             .map(Value::take)
             .filter(|value| !value.is_null())
     };
@@ -167,11 +171,15 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             "the request is an UPDATE without oldObject".to_owned(),
         ));
     }
-    let name = Some(text(&review, "/request/name"))
+    let name = Some(text(request, "name"))
         .filter(|name| !name.is_empty())
-        .or_else(|| value.pointer("/metadata/name")?.as_str().map(str::to_owned))
+        .or_else(|| {
+            at(&value, &["metadata", "name"])?
+                .as_str()
+                .map(str::to_owned)
+        })
         .unwrap_or_default();
-    let requester = Requester::read(review.pointer_mut("/request/userInfo"));
+    let requester = Requester::read(request.get_mut("userInfo"));
     let subject = Subject {
         api_version: if group.is_empty() {
             version
@@ -179,7 +187,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             format!("{group}/{version}")
         },
         kind,
-        namespace: Some(text(&review, "/request/namespace")).filter(|name| !name.is_empty()),
+        namespace: Some(text(request, "namespace")).filter(|name| !name.is_empty()),
         name,
         value: Arc::new(value),
         old: (operation == Operation::Update)
@@ -187,7 +195,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             .flatten(),
         door,
         operation,
-        subresource: text(&review, "/request/subResource"),
+        subresource: text(request, "subResource"),
         user: requester.username.clone(),
     };
     Ok(Envelope {
