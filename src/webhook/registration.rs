@@ -269,8 +269,10 @@ impl Entry {
             .collect()
     }
 
-    /// What holds for every kind, then one condition for each kind that has its own, true for the
-    /// objects of all others.
+    /// What holds for every kind, then what holds for its own kind: all in one condition, of which the API
+    /// server comes to the part of that kind alone. It evaluates every condition of an entry, even where
+    /// one has failed (k8s.io/apiserver 0.36, pkg/admission/plugin/webhook/matchconditions/matcher.go),
+    /// and with one for each kind that took longer than the call that it may spare.
     fn conditions(&self) -> Vec<MatchCondition> {
         let named = |name: &str, expression: String| MatchCondition {
             name: name.to_owned(),
@@ -286,19 +288,22 @@ impl Entry {
                 changed(self.kinds.iter().map(|(kind, _)| *kind)),
             ),
         ];
-        conditions.extend(self.kinds.iter().filter(|(_, parts)| !parts.is_empty()).map(
-            |(kind, parts)| {
-                named(
-                    &format!("{}.{}", kind.resource, kind.group),
-                    format!(
-                        "request.resource.group != '{}' || request.resource.resource != '{}' || ({})",
-                        kind.group,
-                        kind.resource,
-                        parts.join(" && ")
-                    ),
-                )
-            },
-        ));
+        let mut by_kind = String::new();
+        for (kind, parts) in &self.kinds {
+            if !parts.is_empty() {
+                let _ = writeln!(
+                    by_kind,
+                    "request.resource.resource == '{}' && request.resource.group == '{}' ? ({}) :",
+                    kind.resource,
+                    kind.group,
+                    parts.join(" && ")
+                );
+            }
+        }
+        if !by_kind.is_empty() {
+            by_kind.push_str("true");
+            conditions.push(named("may-matter", by_kind));
+        }
         conditions
     }
 }
