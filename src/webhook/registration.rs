@@ -42,7 +42,9 @@ pub const FIELD_MANAGER: &str = "gangplank";
 /// The name of both configurations where no other is asked for.
 pub const DEFAULT_NAME: &str = "gangplank";
 
-/// Beyond this many containers, taints or metrics a condition does not look through the list.
+/// Beyond this many members a condition looks through no list and no map: what it takes counts against a
+/// budget, beyond which the condition has failed, and grows with the square of a map (100,000 limits of
+/// one container took the API server over 30 s).
 const CHEAP: usize = 64;
 
 /// How the API server reaches us.
@@ -346,6 +348,10 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
             parts.push(format!("[{}].exists(k, {new} != {old})", keys.join(", ")));
         }
     }
+    for object in ["object", "oldObject"] {
+        let owners = format!("{object}.metadata.ownerReferences");
+        parts.push(format!("(has({owners}) && size({owners}) > {CHEAP})"));
+    }
     let controller = |object: &str| {
         let owners = format!("{object}.metadata.ownerReferences");
         format!("(has({owners}) ? {owners}.filter(o, has(o.controller) && o.controller) : [])")
@@ -361,8 +367,8 @@ fn changed(kinds: impl Iterator<Item = &'static Kind>) -> String {
             value_of(there, "annotations", "k"),
         );
         parts.push(format!(
-            "(has({here}.metadata.annotations) && {here}.metadata.annotations.exists(k, \
-             k.startsWith('{PREFIX}') && {new} != {old}))"
+            "(has({here}.metadata.annotations) && (size({here}.metadata.annotations) > {CHEAP} || \
+             {here}.metadata.annotations.exists(k, k.startsWith('{PREFIX}') && {new} != {old})))"
         ));
     }
     parts.join(" || ")
@@ -445,15 +451,16 @@ fn metadata(metadata: &str) -> String {
 
 /// Whether a container that has resources asks for one with a domain, or for a claim.
 fn asks(container: &str) -> String {
-    let asks = |map: &str| {
-        let map = format!("{container}.resources.{map}");
-        format!("(has({map}) && {map}.exists(r, r.contains('/')))")
-    };
     format!(
         "({} || {} || has({container}.resources.claims))",
-        asks("limits"),
-        asks("requests"),
+        names_device(&format!("{container}.resources.limits")),
+        names_device(&format!("{container}.resources.requests")),
     )
+}
+
+/// Whether a map of resources that may be missing names one with a domain.
+fn names_device(map: &str) -> String {
+    format!("(has({map}) && (size({map}) > {CHEAP} || {map}.exists(r, r.contains('/'))))")
 }
 
 /// Whether something in a pod spec asks for an accelerator.
@@ -467,8 +474,8 @@ fn pod_spec(path: &str) -> String {
     };
     // Resources of the pod as a whole count like a container's (KEP-2837).
     let pod_level = format!(
-        "(has({path}.resources) && has({path}.resources.limits) && \
-         {path}.resources.limits.exists(r, r.contains('/')))"
+        "(has({path}.resources) && {})",
+        names_device(&format!("{path}.resources.limits")),
     );
     format!(
         "{} || {} || {pod_level} || has({path}.resourceClaims)",
@@ -537,11 +544,13 @@ fn controlled_by(rows: impl Iterator<Item = &'static Controller>) -> Option<Stri
     (!parents.is_empty()).then(|| owned(&parents.join(" || ")))
 }
 
-/// Whether an object has a controller of which this holds, called `o` in it.
+/// Whether an object has a controller of which this holds, called `o` in it. Among too many owners nobody
+/// looks for it here: the object is sent to us.
 fn owned(condition: &str) -> String {
+    let owners = "object.metadata.ownerReferences";
     format!(
-        "(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, \
-         has(o.controller) && o.controller && ({condition})))"
+        "(has({owners}) && size({owners}) <= {CHEAP} && {owners}.exists(o, has(o.controller) && \
+         o.controller && ({condition})))"
     )
 }
 
