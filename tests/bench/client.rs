@@ -96,6 +96,19 @@ impl Connection {
     }
 }
 
+/// What is answered on `/mutate` for an object: the patch, in base64.
+pub(crate) fn patch(target: Target, config: &Arc<ClientConfig>, object: &Value) -> Result<String> {
+    let mut connection = Connection::open(target, config)?;
+    connection.ask(&request("/mutate", object))?;
+    let answer = String::from_utf8_lossy(&connection.answer).into_owned();
+    let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+    let review: Value = serde_json::from_str(body)?;
+    let patch = review["response"]["patch"].as_str();
+    Ok(patch
+        .with_context(|| format!("no patch: {review}"))?
+        .to_owned())
+}
+
 /// How long an answer is, once its headers are there.
 fn whole(answer: &[u8]) -> Result<Option<usize>> {
     let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {

@@ -1,4 +1,4 @@
-//! Gangplank asked directly, over HTTPS, beside a webhook that does nothing.
+//! Gangplank asked directly, over HTTPS, beside webhooks that decide nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,63 +29,66 @@ pub(crate) const OBJECTS: [&str; 3] = ["hpa", "gang-deployment", "deployment-10k
 /// The least throughput, of that of the webhook that does nothing.
 const LEAST: f64 = 0.9;
 
-/// Rounds of both, and the processor time of each a request.
+/// Those that are asked: one that does nothing, one that reads the object and allows it, and Gangplank.
+pub(crate) const NOTHING: usize = 0;
+pub(crate) const READER: usize = 1;
+pub(crate) const GANGPLANK: usize = 2;
+
+pub(crate) type Targets = [Target; 3];
+
+/// Rounds of each, and the processor time of each a request.
 #[derive(Default)]
-struct Both {
-    rounds: [Vec<Round>; 2],
-    processor: [Vec<f64>; 2],
+struct Rounds {
+    rounds: [Vec<Round>; 3],
+    processor: [Vec<f64>; 3],
 }
 
-impl Both {
+impl Rounds {
     #[allow(clippy::cast_precision_loss, reason = "numbers of requests")]
-    fn run(pair: [Target; 2], mut round: impl FnMut(Target) -> Result<Round>) -> Result<Self> {
-        let mut both = Self::default();
+    fn run(targets: Targets, mut round: impl FnMut(Target) -> Result<Round>) -> Result<Self> {
+        let mut all = Self::default();
         for number in 0..ROUNDS {
-            // The one that is first changes: what heats up or fills up falls on both.
-            for which in [number % 2, 1 - number % 2] {
-                let target = pair[which];
+            for turn in 0..targets.len() {
+                // The one that is first changes: what heats up or fills up falls on all.
+                let which = (number + turn) % targets.len();
+                let target = targets[which];
                 let used = || cost::processor(target.process).context("the server has ended");
                 let before = used()?;
                 let measured = round(target)?;
                 let spent = (used()? - before) * 1e6 / measured.latencies.len() as f64;
-                both.processor[which].push(spent);
-                both.rounds[which].push(measured);
+                all.processor[which].push(spent);
+                all.rounds[which].push(measured);
             }
         }
-        Ok(both)
+        Ok(all)
     }
 
-    /// Gangplank's of the other's, round by round.
-    fn ratios(&self, of: impl Fn(&Round) -> f64) -> Vec<f64> {
-        let [nothing, gangplank] = &self.rounds;
-        let pairs = gangplank.iter().zip(nothing);
+    /// Of the one that does nothing, round by round.
+    fn ratios(&self, which: usize, of: impl Fn(&Round) -> f64) -> Vec<f64> {
+        let pairs = self.rounds[which].iter().zip(&self.rounds[NOTHING]);
         pairs.map(|(one, other)| of(one) / of(other)).collect()
     }
 
-    fn told(&self, table: &mut Table, what: &str, budget: Option<f64>) {
-        let throughput = self.ratios(|round| round.throughput);
-        let number = |of: &dyn Fn(&Round) -> f64, which: usize| {
-            median(self.rounds[which].iter().map(of).collect())
+    fn throughput(&self, which: usize) -> (f64, String) {
+        let ratios = self.ratios(which, |round| round.throughput);
+        let rate = |which: usize| {
+            let rounds = self.rounds[which].iter();
+            median(rounds.map(|round| round.throughput).collect())
         };
-        let rate = |which| number(&|round| round.throughput, which);
         let seen = format!(
             "{:.2} ({}); {:.0}/s of {:.0}/s",
-            median(throughput.clone()),
-            spread(&throughput),
-            rate(1),
-            rate(0)
+            median(ratios.clone()),
+            spread(&ratios),
+            rate(which),
+            rate(NOTHING)
         );
-        let what = format!("direct, {what}: throughput");
-        match budget {
-            Some(least) => table.at_least(&what, median(throughput), least, &seen),
-            None => table.told(&what, &seen),
-        }
+        (median(ratios), seen)
     }
 
     fn latency(&self, table: &mut Table, what: &str) {
         let mut parts = Vec::new();
         for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
-            let ratios = self.ratios(|round| round.quantile(part));
+            let ratios = self.ratios(GANGPLANK, |round| round.quantile(part));
             let of = |which: usize| {
                 let rounds = self.rounds[which].iter();
                 median(rounds.map(|round| round.quantile(part)).collect())
@@ -94,8 +97,8 @@ impl Both {
                 "{name} {:.2} ({}; {:.0} µs of {:.0} µs)",
                 median(ratios.clone()),
                 spread(&ratios),
-                of(1),
-                of(0)
+                of(GANGPLANK),
+                of(NOTHING)
             ));
         }
         table.told(&format!("direct, {what}: latency"), &parts.join(", "));
@@ -103,7 +106,12 @@ impl Both {
 
     fn spent(&self, table: &mut Table, what: &str) {
         let of = |which: usize| median(self.processor[which].clone());
-        let seen = format!("{:.0} µs of {:.0} µs", of(1), of(0));
+        let seen = format!(
+            "{:.0} µs; to read and allow {:.0} µs; to do nothing {:.0} µs",
+            of(GANGPLANK),
+            of(READER),
+            of(NOTHING)
+        );
         table.told(
             &format!("direct, {what}: processor time a request, of the server"),
             &seen,
@@ -111,34 +119,40 @@ impl Both {
     }
 }
 
-/// `pair` is the webhook that does nothing, then Gangplank.
+/// Asks each of them.
 pub(crate) fn measure(
     table: &mut Table,
-    pair: [Target; 2],
+    targets: Targets,
     config: &Arc<ClientConfig>,
     runtime: &Runtime,
 ) -> Result<()> {
     for name in OBJECTS {
         let object = objects::object(name);
         let request = client::request("/validate", &object);
-        let closed = Both::run(pair, |target| {
+        let closed = Rounds::run(targets, |target| {
             client::closed(target, config, CONNECTIONS, PERIOD, &request)
         })?;
         let what = format!("{name}, HTTP/1.1, {CONNECTIONS} connections");
-        closed.told(table, &what, Some(LEAST));
+        let (ratio, seen) = closed.throughput(GANGPLANK);
+        table.at_least(&format!("direct, {what}: throughput"), ratio, LEAST, &seen);
+        let (_, seen) = closed.throughput(READER);
+        table.told(
+            &format!("direct, {what}: throughput of a webhook that reads and allows"),
+            &seen,
+        );
         closed.latency(table, &what);
         closed.spent(table, &what);
     }
     let name = OBJECTS[1];
     let object = objects::object(name);
-    let multiplexed = Both::run(pair, |target| {
+    let multiplexed = Rounds::run(targets, |target| {
         let round = client::multiplexed(target, config, CONNECTIONS, PERIOD, &object);
         runtime.block_on(round)
     })?;
-    let what = format!("{name}, HTTP/2, {CONNECTIONS} streams");
-    multiplexed.told(table, &what, None);
+    let what = format!("direct, {name}, HTTP/2, {CONNECTIONS} streams: throughput");
+    table.told(&what, &multiplexed.throughput(GANGPLANK).1);
     let request = client::request("/validate", &object);
-    let open = Both::run(pair, |target| {
+    let open = Rounds::run(targets, |target| {
         let pace = (RATE, PERIOD);
         client::open(target, config, 2 * CONNECTIONS, pace, &request)
     })?;

@@ -35,7 +35,7 @@ mod rows;
 mod through;
 
 use harness::{Assets, Cluster, Gangplank, pki::Pki};
-use nothing::Nothing;
+use nothing::{Does, Nothing};
 use rows::{Table, machine};
 
 const PARTS: [&str; 7] = [
@@ -57,10 +57,10 @@ const HOW: &str = include_str!("table.md");
 fn main() -> Result<ExitCode> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    if let [first, certificate, key] = &arguments[..]
+    if let [first, certificate, key, does] = &arguments[..]
         && first == nothing::ARGUMENT
     {
-        nothing::serve(certificate, key)?;
+        nothing::serve(certificate, key, does)?;
         return Ok(ExitCode::SUCCESS);
     }
     // As all other benchmarks: a mere test of the targets runs them without --bench.
@@ -98,6 +98,7 @@ fn main() -> Result<ExitCode> {
             flag("--tls-key=", &pki.server_key),
         ]
     };
+    let other = |does: Does| Nothing::start(&pki.server_cert, &pki.server_key, &does);
     let runtime = tokio::runtime::Runtime::new()?;
     if wanted("core") {
         alone::core(&mut table)?;
@@ -109,23 +110,26 @@ fn main() -> Result<ExitCode> {
         alone::start(&mut table)?;
     }
     if wanted("direct") {
-        let nothing = Nothing::start(&pki.server_cert, &pki.server_key)?;
+        let (nothing, reader) = (other(Does::Nothing)?, other(Does::Read)?);
         let gangplank = Gangplank::start(Path::new(&cost::binary()), &certificate())?;
-        let pair = [nothing.target(), target(&gangplank)];
-        direct::measure(&mut table, pair, &config, &runtime)?;
+        let targets = [nothing.target(), reader.target(), target(&gangplank)];
+        direct::measure(&mut table, targets, &config, &runtime)?;
     }
     if wanted("apiserver") {
         let cluster = Cluster::start(&Assets::find()?)?;
         // All that Gangplank registers for is there.
         cluster.install_crds()?;
-        let nothing = Nothing::start(&pki.server_cert, &pki.server_key)?;
-        let [one, other] = certificate();
+        let nothing = other(Does::Nothing)?;
+        let [cert, key] = certificate();
         let mut kubeconfig = OsString::from("--kubeconfig=");
         kubeconfig.push(cluster.kubeconfig());
-        let args = [one, other, "--watch".into(), kubeconfig];
+        let args = [cert, key, "--watch".into(), kubeconfig];
         let gangplank = Gangplank::start(Path::new(&cost::binary()), &args)?;
-        let pair = [nothing.target(), target(&gangplank)];
-        let measured = through::measure(&mut table, cluster.kubeconfig(), &pki.ca, pair);
+        let patched = objects::object(through::PATCHED);
+        let patch = client::patch(target(&gangplank), &config, &patched)?;
+        let patching = other(Does::Patch(patch))?;
+        let targets = [nothing.target(), patching.target(), target(&gangplank)];
+        let measured = through::measure(&mut table, cluster.kubeconfig(), &pki.ca, targets);
         runtime.block_on(measured)?;
     }
     if wanted("requests") {
