@@ -213,7 +213,17 @@ async fn handle(
         }
     };
     let started = Instant::now();
-    let _turn = desk.turns.wait(body.len()).await;
+    let _turn = match desk.turns.wait(&body).await {
+        Ok(turn) => turn,
+        Err(too_much) => {
+            let refusal = Refusal {
+                code: StatusCode::PAYLOAD_TOO_LARGE,
+                uid: envelope::salvage_uid(&body),
+                message: too_much.to_string(),
+            };
+            return refused(desk, endpoint, &refusal, started.elapsed(), span);
+        }
+    };
     let opened = envelope::open(&body, door);
     let answered = match &opened {
         Ok(envelope) => ask(desk, endpoint, envelope).await,

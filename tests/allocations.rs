@@ -24,7 +24,7 @@ use gangplank::{
     policy::Policy,
     review::review,
     subject::{Door, Subject},
-    webhook::{self, Desk},
+    webhook::{self, Desk, limits::read_size},
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -190,6 +190,50 @@ fn a_request_allocates_no_more_in_a_large_cluster() {
             assert_eq!(counts[0], counts[1], "{name} {path}");
         }
     }
+}
+
+/// What is said of a body before it is read is no less than what it takes, and not many times as much.
+#[test]
+fn the_size_of_what_is_read_is_known_before() {
+    let list =
+        |piece: &str, count: usize| format!("[{}{piece}]", format!("{piece},").repeat(count));
+    let named = objects::NAMES.map(|name| objects::review_of(&objects::object(name)).to_string());
+    let members: Vec<String> = (0..5000)
+        .map(|index| format!("\"k{index}\":{index}"))
+        .collect();
+    let others = [
+        list("0", 70_000),
+        list("{}", 70_000),
+        list(r#"{"":0}"#, 10_000),
+        list(r#"{"name":"a"}"#, 10_000),
+        list(r#"{"a":"b","c":"d","e":{"f":"g"}}"#, 10_000),
+        list("[]", 10_000),
+        list("[0]", 10_000),
+        list("\"a\"", 10_000),
+        format!("{{{}}}", members.join(",")),
+        format!("\"{}\"", "x".repeat(100_000)),
+    ];
+    for text in named.iter().chain(&others) {
+        let info = allocation_counter::measure(|| {
+            let _ = serde_json::from_str::<Value>(text);
+        });
+        let (taken, said) = (info.bytes_max, read_size(text.as_bytes()) as u64);
+        let start = &text[..text.len().min(60)];
+        assert!(taken <= said + 1024, "{start}: {taken} bytes, {said} said");
+        assert!(
+            said < 4 * taken + 4096,
+            "{start}: {taken} bytes, {said} said"
+        );
+    }
+}
+
+/// An update of the largest object that etcd stores is read, with room to spare.
+#[test]
+fn the_largest_manifests_are_not_too_much_to_read() {
+    let object = objects::object("deployment-1m");
+    let largest = 1536 * 1024 * read_size(object.to_string().as_bytes()) / objects::HUGE;
+    println!("{} MiB", largest / 1024 / 1024);
+    assert!(2 * largest < 128 * 1024 * 1024, "{largest}");
 }
 
 #[test]

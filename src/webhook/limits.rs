@@ -21,8 +21,6 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::BODY_LIMIT;
-
 /// Connections at a time. Over HTTP/1.1 each request under way has one to itself, so there are as many
 /// again as [`IN_FLIGHT`]: what is beyond that bound is answered, and the API server asks again; a
 /// connection that is closed is a call that failed.
@@ -37,14 +35,12 @@ pub const IN_FLIGHT: u32 = 512;
 /// stores, or one of 64 KiB for each of [`IN_FLIGHT`]. What is beyond is not read, but shed.
 pub const BODY_BYTES: &str = "32Mi";
 
-/// Bytes of bodies that are judged at a time. What is beyond waits for its turn, some milliseconds: nobody
-/// but this process decides how long that is.
-///
-/// Parsed, a manifest takes 17 times its size: a member of an object is a leaf of a B-tree of 632 bytes,
-/// however few are in it (measured with serde_json 1.0 for 8 MiB of a container of ten members; 53 times
-/// is the worst that the API server's own types let through, a list of `{"name":"a"}`). So this many
-/// bytes become 140 MiB of manifests, and 430 MiB of the worst, which the chart's limit leaves room for.
-const JUDGED_BYTES: usize = BODY_LIMIT;
+/// Bytes of memory that bodies which are judged at a time may become ([`read_size`]). What is beyond waits for
+/// its turn, some milliseconds: nobody but this process decides how long that is. A body that is beyond it by
+/// itself is refused; the update of a manifest of 1.5 MiB, the most that etcd stores, becomes a third of it.
+/// Where an object is changed there is a copy of it, so that as much again may be taken, for which the
+/// chart's limit of memory leaves room.
+const JUDGED_BYTES: usize = 192 * 1024 * 1024;
 
 /// A body below this takes no turn: as many of them as there are processors are judged at a time, and
 /// nearly every body is one.
@@ -258,7 +254,53 @@ impl Drop for Share {
     }
 }
 
-/// Lets as many bytes of bodies be judged at a time as memory is meant for.
+/// What the values in a JSON text take once they are read, in bytes and rounded up: a few bytes can become
+/// many. A map is a leaf of a B-tree, however little is in it, and its members have a key and half a leaf
+/// at worst; a list begins with four places, and while it grows there are three for an element (serde_json
+/// 1.0, 64 bits).
+pub fn read_size(text: &[u8]) -> usize {
+    const MAP: usize = 704;
+    const LIST: usize = 128;
+    const MEMBER: usize = 144;
+    const ELEMENT: usize = 96;
+    let mut size = text.len();
+    let mut bytes = text.iter();
+    let mut in_string = false;
+    let mut before = b' ';
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            b'"' => in_string = !in_string,
+            // Whatever is escaped does not end the string.
+            b'\\' if in_string => {
+                bytes.next();
+            }
+            _ if in_string || byte.is_ascii_whitespace() => continue,
+            // What is empty has no memory of its own.
+            b'}' if before == b'{' => size = size.saturating_sub(MAP),
+            b']' if before == b'[' => size = size.saturating_sub(LIST),
+            b'{' => size = size.saturating_add(MAP),
+            b'[' => size = size.saturating_add(LIST),
+            b':' => size = size.saturating_add(MEMBER),
+            b',' => size = size.saturating_add(ELEMENT),
+            _ => {}
+        }
+        before = byte;
+    }
+    size
+}
+
+/// A body that is not judged at all, because of what it would become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the body would take {} MiB of memory once it is read, and {} MiB are the limit",
+    .0 / MIB,
+    JUDGED_BYTES / MIB
+)]
+pub struct TooMuch(usize);
+
+const MIB: usize = 1024 * 1024;
+
+/// Lets as much be judged at a time as memory is meant for.
 #[derive(Debug)]
 pub struct Turns(Semaphore);
 
@@ -269,15 +311,22 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Waits until a body of this many bytes may be judged: that is until what is returned is dropped. The
-    /// first to come is the first to go on.
-    pub async fn wait(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        if bytes < SMALL_BODY {
-            return None;
+    /// Waits until this body may be judged: that is until what is returned is dropped. The first to come is
+    /// the first to go on.
+    ///
+    /// # Errors
+    /// Where it would take more than all others together may.
+    pub async fn wait(&self, body: &[u8]) -> Result<Option<SemaphorePermit<'_>>, TooMuch> {
+        if body.len() < SMALL_BODY {
+            return Ok(None);
         }
-        let turns = u32::try_from(bytes.min(JUDGED_BYTES) / TURN).ok()?;
+        let size = read_size(body);
+        let turns = u32::try_from(size / TURN).unwrap_or(u32::MAX);
+        if size > JUDGED_BYTES {
+            return Err(TooMuch(size));
+        }
         // Nobody closes it.
-        self.0.acquire_many(turns).await.ok()
+        Ok(self.0.acquire_many(turns).await.ok())
     }
 }
 
@@ -425,25 +474,46 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_are_judged_one_after_another_and_small_ones_beside_them() {
-        let now = |turns: &'static Turns, bytes| {
-            let turn = turns.wait(bytes);
-            async move { tokio::time::timeout(Duration::ZERO, turn).await.ok() }
+        let now = |turns: &'static Turns, body: &[u8]| {
+            let body = body.to_vec();
+            async move {
+                let turn = async { turns.wait(&body).await.unwrap() };
+                tokio::time::timeout(Duration::ZERO, turn).await.ok()
+            }
         };
         let turns: &'static Turns = Box::leak(Box::default());
-        let largest = now(turns, BODY_LIMIT).await.unwrap();
-        assert!(largest.is_some());
-        assert!(now(turns, SMALL_BODY).await.is_none());
-        assert!(now(turns, SMALL_BODY - 1).await.is_some());
-        drop(largest);
-        let half = now(turns, BODY_LIMIT / 2).await.unwrap();
-        let other = now(turns, BODY_LIMIT / 2).await.unwrap();
+        // Of two as large as this there is room for one.
+        let large = b"{\"a\":1},".repeat(130_000);
+        let one = now(turns, &large).await.unwrap();
+        assert!(one.is_some());
+        assert!(now(turns, &large).await.is_none());
+        assert!(now(turns, &vec![b' '; SMALL_BODY - 1]).await.is_some());
+        drop(one);
+        let (half, quarter) = large.split_at(large.len() / 2);
+        let half = now(turns, half).await.unwrap();
+        let other = now(turns, quarter).await.unwrap();
         assert!(half.is_some() && other.is_some());
-        assert!(now(turns, SMALL_BODY).await.is_none());
+        assert!(now(turns, &large).await.is_none());
         drop(half);
-        // Larger than all of it, were there such a body, waits for all of it and not for ever.
-        assert!(now(turns, BODY_LIMIT * 2).await.is_none());
         drop(other);
-        assert!(now(turns, BODY_LIMIT * 2).await.is_some());
+        assert!(now(turns, &large).await.is_some());
+        let all = b"{\"a\":1},".repeat(BODY_LIMIT / 8);
+        let error = turns.wait(&all).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the body would take 952 MiB of memory once it is read, and 192 MiB are the limit"
+        );
+    }
+
+    #[test]
+    fn what_a_string_holds_is_no_map() {
+        for inner in ["{:,}", r#"\"{:,"#, r#"\\\"{"#, r"[{\n"] {
+            let body = format!("[\"{inner}\"]");
+            assert_eq!(read_size(body.as_bytes()), body.len() + 128, "{body}");
+        }
+        assert_eq!(read_size(b"{ }"), 3);
+        assert_eq!(read_size(b"[[ ]]"), 128 + 5);
+        assert!(read_size(br#"["\\",{"a":1}]"#) > 700);
     }
 
     #[test]
