@@ -1,7 +1,7 @@
 //! Every number that Gangplank holds itself to, measured in one run and told in one table, with the
 //! machine. Ends with 1 where a budget does not hold.
 //!
-//! `cargo bench --bench table` takes about 15 minutes on two cores; name parts of it for less, as in
+//! `cargo bench --bench table` takes about 20 minutes on two cores; name parts of it for less, as in
 //! `cargo bench --bench table -- core direct`. `GANGPLANK` names another binary to measure. `UPDATE=1`
 //! writes `docs/performance.md`.
 //!

@@ -34,7 +34,7 @@ const CEL: usize = 3;
 const PATCHING: usize = 4;
 
 /// Of each object and number of writes at a time.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 10;
 
 /// Writes of each door in a round.
 const WRITES: usize = 300;
