@@ -36,15 +36,18 @@ pub const IN_FLIGHT: u32 = 512;
 pub const BODY_BYTES: &str = "32Mi";
 
 /// Bytes of memory that bodies which are judged at a time may become ([`read_size`]). What is beyond waits for
-/// its turn, some milliseconds: nobody but this process decides how long that is. A body that is beyond it by
-/// itself is refused; the update of a manifest of 1.5 MiB, the most that etcd stores, becomes a third of it.
-/// Where an object is changed there is a copy of it, so that as much again may be taken, for which the
-/// chart's limit of memory leaves room.
+/// its turn: for milliseconds, and a second at most for each before it whose exemption somebody else is asked
+/// about. A body that is beyond it by itself is refused; an ordinary manifest of 1.5 MiB, the most that etcd
+/// stores, becomes 30 MiB. Where an object is changed there is a copy of it, so that as much again may be
+/// taken, for which the chart's limit of memory leaves room.
 const JUDGED_BYTES: usize = 192 * 1024 * 1024;
 
-/// A body below this takes no turn: as many of them as there are processors are judged at a time, and
-/// nearly every body is one.
-const SMALL_BODY: usize = 64 * 1024;
+/// A body below this takes no turn, and neither does one that becomes less than [`SMALL_SIZE`]: nearly
+/// every body is one, and they are judged beside all others.
+const SMALL_BODY: usize = 8 * 1024;
+
+/// As many of these as [`IN_FLIGHT`] are 64 MiB.
+const SMALL_SIZE: usize = 128 * 1024;
 
 /// What turns are counted in, in bytes.
 const TURN: usize = 1024;
@@ -256,25 +259,41 @@ impl Drop for Share {
 
 /// What the values in a JSON text take once they are read, in bytes and rounded up: a few bytes can become
 /// many. A map is a leaf of a B-tree, however little is in it, and its members have a key and half a leaf
-/// at worst; a list begins with four places, and while it grows there are three for an element (serde_json
-/// 1.0, 64 bits).
+/// at worst; a list begins with four places, and while it grows there are three for an element; a string with
+/// an escape in it grows like that in a buffer before it is copied (serde_json 1.0, 64 bits).
 pub fn read_size(text: &[u8]) -> usize {
     const MAP: usize = 704;
     const LIST: usize = 128;
     const MEMBER: usize = 144;
     const ELEMENT: usize = 96;
+    const BUFFERED: usize = 3;
     let mut size = text.len();
-    let mut bytes = text.iter();
-    let mut in_string = false;
+    // The longest string that has an escape in it.
+    let mut buffered = 0;
+    let mut string: Option<(usize, bool)> = None;
     let mut before = b' ';
-    while let Some(&byte) = bytes.next() {
-        match byte {
-            b'"' => in_string = !in_string,
-            // Whatever is escaped does not end the string.
-            b'\\' if in_string => {
-                bytes.next();
+    let mut bytes = text.iter().enumerate();
+    while let Some((place, &byte)) = bytes.next() {
+        if let Some((start, escaped)) = &mut string {
+            match byte {
+                b'"' => {
+                    if *escaped {
+                        buffered = buffered.max(place - *start);
+                    }
+                    string = None;
+                }
+                // Whatever is escaped does not end the string.
+                b'\\' => {
+                    *escaped = true;
+                    bytes.next();
+                }
+                _ => {}
             }
-            _ if in_string || byte.is_ascii_whitespace() => continue,
+            continue;
+        }
+        match byte {
+            b'"' => string = Some((place, false)),
+            _ if byte.is_ascii_whitespace() => continue,
             // What is empty has no memory of its own.
             b'}' if before == b'{' => size = size.saturating_sub(MAP),
             b']' if before == b'[' => size = size.saturating_sub(LIST),
@@ -286,7 +305,11 @@ pub fn read_size(text: &[u8]) -> usize {
         }
         before = byte;
     }
-    size
+    // One that does not end is read to the end.
+    if let Some((start, true)) = string {
+        buffered = buffered.max(text.len() - start);
+    }
+    size.saturating_add(BUFFERED.saturating_mul(buffered))
 }
 
 /// A body that is not judged at all, because of what it would become.
@@ -321,10 +344,13 @@ impl Turns {
             return Ok(None);
         }
         let size = read_size(body);
-        let turns = u32::try_from(size / TURN).unwrap_or(u32::MAX);
+        if size < SMALL_SIZE {
+            return Ok(None);
+        }
         if size > JUDGED_BYTES {
             return Err(TooMuch(size));
         }
+        let turns = u32::try_from(size / TURN).unwrap_or(u32::MAX);
         // Nobody closes it.
         Ok(self.0.acquire_many(turns).await.ok())
     }
@@ -487,7 +513,11 @@ mod tests {
         let one = now(turns, &large).await.unwrap();
         assert!(one.is_some());
         assert!(now(turns, &large).await.is_none());
-        assert!(now(turns, &vec![b' '; SMALL_BODY - 1]).await.is_some());
+        // What is small takes no turn, and what only looks small does.
+        for small in [large[..SMALL_BODY - 1].to_vec(), vec![b' '; SMALL_SIZE - 1]] {
+            assert!(now(turns, &small).await.unwrap().is_none());
+        }
+        assert!(now(turns, &large[..SMALL_BODY]).await.unwrap().is_some());
         drop(one);
         let (half, quarter) = large.split_at(large.len() / 2);
         let half = now(turns, half).await.unwrap();
@@ -507,9 +537,16 @@ mod tests {
 
     #[test]
     fn what_a_string_holds_is_no_map() {
-        for inner in ["{:,}", r#"\"{:,"#, r#"\\\"{"#, r"[{\n"] {
+        for inner in ["{:,}", "[{]}", "::"] {
             let body = format!("[\"{inner}\"]");
             assert_eq!(read_size(body.as_bytes()), body.len() + 128, "{body}");
+        }
+        // Buffered from its first quote on.
+        for inner in [r#"\"{:,"#, r#"\\\"{"#, r"[{\n"] {
+            let body = format!("[\"{inner}\"]");
+            let buffered = 3 * (inner.len() + 1);
+            let size = body.len() + 128 + buffered;
+            assert_eq!(read_size(body.as_bytes()), size, "{body}");
         }
         assert_eq!(read_size(b"{ }"), 3);
         assert_eq!(read_size(b"[[ ]]"), 128 + 5);

@@ -47,6 +47,10 @@ pub const DEFAULT_NAME: &str = "gangplank";
 /// one container took the API server over 30 s).
 const CHEAP: usize = 64;
 
+/// And beyond this many through no map of resources: there are two for each of these containers, in each of
+/// these templates, and no container asks for as many.
+const FEW: usize = 16;
+
 /// How the API server reaches us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -460,7 +464,7 @@ fn asks(container: &str) -> String {
 
 /// Whether a map of resources that may be missing names one with a domain.
 fn names_device(map: &str) -> String {
-    format!("(has({map}) && (size({map}) > {CHEAP} || {map}.exists(r, r.contains('/'))))")
+    format!("(has({map}) && (size({map}) > {FEW} || {map}.exists(r, r.contains('/'))))")
 }
 
 /// Whether something in a pod spec asks for an accelerator.

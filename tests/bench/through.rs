@@ -269,7 +269,7 @@ async fn in_force(client: &Client) -> Result<()> {
 async fn patches_alike(client: &Client) -> Result<()> {
     let object = unwritten(PATCHED);
     let mut made = Vec::new();
-    for door in [GANGPLANK, PATCHING] {
+    for door in [GANGPLANK, PATCHING, NOTHING] {
         let path = OBJECTS[2].1.replace("{}", DOORS[door]);
         let path = format!("/apis/{path}?dryRun=All");
         let (status, text) = send(client, Method::POST, &path, Some(&object)).await?;
@@ -283,6 +283,7 @@ async fn patches_alike(client: &Client) -> Result<()> {
         ]));
     }
     ensure!(made[0] == made[1], "{:#} and {:#}", made[0], made[1]);
+    ensure!(made[0] != made[2], "it is not patched: {:#}", made[0]);
     Ok(())
 }
 
@@ -302,14 +303,13 @@ async fn rounds(
             tasks.spawn(async move {
                 let mut latencies: [Vec<u64>; DOORS.len()] = Default::default();
                 for number in 0..WRITES / at_once {
-                    // Each door comes after each other one as often.
+                    // Each door comes after each other one.
+                    let strides: Vec<usize> = (1..doors)
+                        .filter(|stride| doors % 2 == 1 || stride % 2 == 1)
+                        .collect();
+                    let stride = strides[number % strides.len()];
                     for turn in 0..doors {
-                        let door = if number % 2 == 0 {
-                            turn
-                        } else {
-                            doors - 1 - turn
-                        };
-                        let door = (door + number / 2) % doors;
+                        let door = (number + turn * stride) % doors;
                         let name = format!("o-{round}-{task}-{number}");
                         latencies[door]
                             .push(write(&client, &object, &path, DOORS[door], &name).await?);

@@ -1058,6 +1058,35 @@ fn match_conditions_send_what_may_matter_and_nothing_else() -> Result<()> {
             .success()?;
         assert_eq!(sent() > before, is_ours, "{verb} {what}");
     }
+    // What KEDA makes is advised on. Among too many owners nobody looks for KEDA, and it is judged, once.
+    for (name, more, endpoint) in [("kedas", 0, "advise"), ("crowded", 64, "validate")] {
+        let owner = |index: usize| {
+            json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "llm",
+                "uid": format!("u{index}"), "controller": index == more})
+        };
+        let owners: Vec<Value> = (0..=more).map(owner).collect();
+        let selector = json!({"matchLabels": {"scaledobject.keda.sh/name": "llm"}});
+        let hpa = json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": name, "ownerReferences": owners},
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"},
+                "maxReplicas": 2,
+                "metrics": [{"type": "External", "external": {
+                    "metric": {"name": "s0-prometheus", "selector": selector},
+                    "target": {"type": "Value", "value": "1"}}}],
+            },
+        });
+        kubectl.create(&hpa.to_string())?.success()?;
+        let log = guarded.gangplank.log();
+        let asked: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains(&format!("\"name\":\"{name}\"")))
+            .collect();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        let endpoint = format!("\"endpoint\":\"{endpoint}\"");
+        assert!(asked[0].contains(&endpoint), "{asked:?}");
+    }
     // An HPA that says no more than it has to.
     let bare = json!({
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",

@@ -246,7 +246,12 @@ async fn bodies_that_are_bombs_have_an_answer() -> Result<()> {
             began.elapsed(),
             peak(&gangplank)? / MIB
         );
-        ensure!([200, 400, 413].contains(&code), "{what}: {code} {answer}");
+        let expected: &[u16] = match what {
+            "as many of them as are read" | "one long string" => &[200],
+            "named containers" | "nameless members" | "half of it" => &[413],
+            _ => &[200, 400, 413],
+        };
+        ensure!(expected.contains(&code), "{what}: {code} {answer}");
         ensure!(answer["response"]["uid"].is_string(), "{what}: {answer}");
         // Whatever was asked, the answer is one that can be read.
         ensure!(answer.to_string().len() < 64 * 1024, "{what}");
