@@ -10,6 +10,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    slice,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
@@ -44,7 +45,7 @@ const JUDGED_BYTES: usize = 192 * 1024 * 1024;
 
 /// A body below this takes no turn, and neither does one that becomes less than [`SMALL_SIZE`]: nearly
 /// every body is one, and they are judged beside all others.
-const SMALL_BODY: usize = 8 * 1024;
+const SMALL_BODY: usize = 16 * 1024;
 
 /// As many of these as [`IN_FLIGHT`] are 64 MiB.
 const SMALL_SIZE: usize = 128 * 1024;
@@ -270,29 +271,16 @@ pub fn read_size(text: &[u8]) -> usize {
     let mut size = text.len();
     // The longest string that has an escape in it.
     let mut buffered = 0;
-    let mut string: Option<(usize, bool)> = None;
     let mut before = b' ';
-    let mut bytes = text.iter().enumerate();
-    while let Some((place, &byte)) = bytes.next() {
-        if let Some((start, escaped)) = &mut string {
-            match byte {
-                b'"' => {
-                    if *escaped {
-                        buffered = buffered.max(place - *start);
-                    }
-                    string = None;
-                }
-                // Whatever is escaped does not end the string.
-                b'\\' => {
-                    *escaped = true;
-                    bytes.next();
-                }
-                _ => {}
-            }
-            continue;
-        }
+    let mut rest = text.iter();
+    while let Some(&byte) = rest.next() {
         match byte {
-            b'"' => string = Some((place, false)),
+            b'"' => {
+                let (length, escaped) = skip_string(&mut rest);
+                if escaped {
+                    buffered = buffered.max(length);
+                }
+            }
             _ if byte.is_ascii_whitespace() => continue,
             // What is empty has no memory of its own.
             b'}' if before == b'{' => size = size.saturating_sub(MAP),
@@ -305,11 +293,19 @@ pub fn read_size(text: &[u8]) -> usize {
         }
         before = byte;
     }
-    // One that does not end is read to the end.
-    if let Some((start, true)) = string {
-        buffered = buffered.max(text.len() - start);
-    }
     size.saturating_add(BUFFERED.saturating_mul(buffered))
+}
+
+/// Goes past a string whose first quote is behind. Says how long it is, and whether an escape is in it.
+fn skip_string(rest: &mut slice::Iter<'_, u8>) -> (usize, bool) {
+    let all = rest.len();
+    let mut escaped = false;
+    while let Some(b'\\') = rest.find(|byte| matches!(byte, b'"' | b'\\')) {
+        escaped = true;
+        // Whatever is escaped does not end the string.
+        rest.next();
+    }
+    (all - rest.len(), escaped)
 }
 
 /// A body that is not judged at all, because of what it would become.
