@@ -47,29 +47,21 @@ pub struct Requester {
 
 impl Requester {
     /// Whatever cannot be read is not there, and gives no right.
-    fn read(mut user: Option<&mut Value>) -> Self {
+    fn read(user: &mut Value) -> Self {
         Self {
-            username: member(&mut user, "username"),
-            uid: member(&mut user, "uid"),
-            groups: member(&mut user, "groups"),
-            extra: member(&mut user, "extra"),
+            username: member(user, "username"),
+            uid: member(user, "uid"),
+            groups: member(user, "groups"),
+            extra: member(user, "extra"),
         }
     }
 }
 
-/// Takes a text out of an object; what is none counts as if it were not there.
-fn text(object: &mut Value, name: &str) -> String {
-    match object.get_mut(name).map(Value::take) {
-        Some(Value::String(text)) => text,
-        _ => String::new(),
-    }
-}
-
-/// Takes a member out of an object.
-fn member<T: DeserializeOwned + Default>(object: &mut Option<&mut Value>, name: &str) -> T {
+/// Takes a member out of an object. What cannot be read counts as if it were not there.
+fn member<T: DeserializeOwned + Default>(object: &mut Value, name: &str) -> T {
     object
-        .as_mut()
-        .and_then(|object| serde_json::from_value(object.get_mut(name)?.take()).ok())
+        .get_mut(name)
+        .and_then(|value| serde_json::from_value(value.take()).ok())
         .unwrap_or_default()
 }
 
@@ -112,7 +104,8 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             type_of(&review)
         )));
     }
-    let (version, kind) = (text(&mut review, "apiVersion"), text(&mut review, "kind"));
+    let version: String = member(&mut review, "apiVersion");
+    let kind: String = member(&mut review, "kind");
     if version != API_VERSION || kind != "AdmissionReview" {
         return Err(refuse(format!(
             "the body is {version:?} {kind:?}; only {API_VERSION:?} \"AdmissionReview\" is spoken here"
@@ -127,16 +120,16 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
     if uid.is_empty() {
         return Err(refuse("the request has no uid".to_owned()));
     }
-    let operation = match text(request, "operation").as_str() {
+    let operation = match member::<String>(request, "operation").as_str() {
         "CREATE" => Operation::Create,
         "UPDATE" => Operation::Update,
         "DELETE" => Operation::Delete,
         "CONNECT" => Operation::Connect,
         other => return Err(refuse(format!("request.operation is {other:?}"))),
     };
-    let mut of_kind = |name| {
+    let mut of_kind = |name| -> String {
         let kind = request.get_mut("kind");
-        kind.map(|kind| text(kind, name)).unwrap_or_default()
+        kind.map(|kind| member(kind, name)).unwrap_or_default()
     };
     let (group, version, kind) = (of_kind("group"), of_kind("version"), of_kind("kind"));
     if kind.is_empty() || version.is_empty() {
@@ -171,7 +164,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             "the request is an UPDATE without oldObject".to_owned(),
         ));
     }
-    let name = Some(text(request, "name"))
+    let name = Some(member::<String>(request, "name"))
         .filter(|name| !name.is_empty())
         .or_else(|| {
             at(&value, &["metadata", "name"])?
@@ -179,7 +172,10 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
                 .map(str::to_owned)
         })
         .unwrap_or_default();
-    let requester = Requester::read(request.get_mut("userInfo"));
+    let requester = request
+        .get_mut("userInfo")
+        .map(Requester::read)
+        .unwrap_or_default();
     let subject = Subject {
         api_version: if group.is_empty() {
             version
@@ -187,7 +183,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             format!("{group}/{version}")
         },
         kind,
-        namespace: Some(text(request, "namespace")).filter(|name| !name.is_empty()),
+        namespace: Some(member::<String>(request, "namespace")).filter(|name| !name.is_empty()),
         name,
         value: Arc::new(value),
         old: (operation == Operation::Update)
@@ -195,7 +191,7 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
             .flatten(),
         door,
         operation,
-        subresource: text(request, "subResource"),
+        subresource: member(request, "subResource"),
         user: requester.username.clone(),
     };
     Ok(Envelope {

@@ -297,18 +297,19 @@ async fn rounds(
     at_once: usize,
     doors: usize,
 ) -> Result<Vec<[Vec<u64>; DOORS.len()]>> {
+    // Each door comes after each other one.
+    let strides: Vec<usize> = (1..doors)
+        .filter(|stride| doors % 2 == 1 || stride % 2 == 1)
+        .collect();
     let mut all = Vec::new();
     for round in 0..ROUNDS {
         let mut tasks = JoinSet::new();
         for task in 0..at_once {
             let (client, object, path) = (client.clone(), object.clone(), path.to_owned());
+            let strides = strides.clone();
             tasks.spawn(async move {
                 let mut latencies: [Vec<u64>; DOORS.len()] = Default::default();
                 for number in 0..WRITES / at_once {
-                    // Each door comes after each other one.
-                    let strides: Vec<usize> = (1..doors)
-                        .filter(|stride| doors % 2 == 1 || stride % 2 == 1)
-                        .collect();
                     let stride = strides[number % strides.len()];
                     for turn in 0..doors {
                         let door = (number + turn * stride) % doors;
