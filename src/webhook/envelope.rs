@@ -135,6 +135,15 @@ pub fn open(body: &[u8], door: Door) -> Result<Envelope, Refusal> {
     if kind.is_empty() || version.is_empty() {
         return Err(refuse("request.kind names no version and kind".to_owned()));
     }
+    // The two are told apart by the slash between them from here on.
+    if let Some(with_slash) = [&group, &version]
+        .into_iter()
+        .find(|name| name.contains('/'))
+    {
+        return Err(refuse(format!(
+            "request.kind holds {with_slash:?}, which is neither a group nor a version"
+        )));
+    }
     let mut take = |name: &str| {
         request
             .get_mut(name)
@@ -351,7 +360,8 @@ pub fn salvage_uid(body: &[u8]) -> String {
     uid
 }
 
-/// Walks down nested members and keeps the string at their end as soon as it is read.
+/// Walks down nested members and keeps the string at their end as soon as it is read. The last of
+/// several counts, as it does where the whole body can be read.
 struct Members<'a> {
     wanted: &'a [&'a str],
     found: &'a mut String,
@@ -372,6 +382,26 @@ impl<'de> Visitor<'de> for Members<'_> {
         f.write_str("an AdmissionReview")
     }
 
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
     fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
         if self.wanted.is_empty() {
             text.clone_into(self.found);
@@ -379,10 +409,15 @@ impl<'de> Visitor<'de> for Members<'_> {
         Ok(())
     }
 
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<(), A::Error> {
+        IgnoredAny.visit_seq(seq).map(drop)
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
             match self.wanted.split_first() {
                 Some((first, below)) if *first == key => {
+                    self.found.clear();
                     map.next_value_seed(Members {
                         wanted: below,
                         found: self.found,
@@ -481,6 +516,8 @@ mod tests {
             |review: &mut Value| review["kind"] = json!("Review"),
             |review: &mut Value| review["request"]["operation"] = json!("PATCH"),
             |review: &mut Value| review["request"]["kind"] = json!("Deployment"),
+            |review: &mut Value| review["request"]["kind"]["version"] = json!("v1/"),
+            |review: &mut Value| review["request"]["kind"]["group"] = json!("apps/v1"),
             |review: &mut Value| review["request"]["object"] = json!("text"),
             |review: &mut Value| review["request"]["object"] = Value::Null,
             |review: &mut Value| review["request"]["oldObject"] = json!([]),
@@ -516,8 +553,27 @@ mod tests {
             b"{",
             b"\xff\xfe",
             b"{\"request\":{\"uid\":{\"uid\":\"x\"}}",
+            b"{\"request\":{\"uid\":\"u-1\",\"uid\":[1,{}],",
+            b"{\"request\":{\"uid\":\"u-1\"},\"request\":{",
         ] {
             assert_eq!(open(body, Door::Validate).unwrap_err().uid, "");
+        }
+        for before in [
+            "null",
+            "true",
+            "1",
+            "-1",
+            "1.5",
+            "[{}]",
+            "{\"uid\":{}}",
+            "\"u-2\"",
+        ] {
+            for twice in [
+                format!(r#"{{"request":{before},"request":{{"uid":"u-1","#),
+                format!(r#"{{"request":{{"uid":{before},"uid":"u-1","#),
+            ] {
+                assert_eq!(salvage_uid(twice.as_bytes()), "u-1", "{twice}");
+            }
         }
     }
 }
