@@ -92,11 +92,12 @@ pub(crate) fn shared_cluster() -> Result<&'static Cluster> {
         .map_err(|error| anyhow!("{error}"))
 }
 
-/// A client by this kubeconfig. Whoever waits longer than kubectl would waits for nothing.
+/// A client by this kubeconfig. An API server gives a request up after a minute (`--request-timeout`) and says
+/// so; whoever waits longer waits for nothing.
 pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
     let file = Kubeconfig::read_from(kubeconfig)?;
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    config.read_timeout = Some(Duration::from_secs(30));
+    config.read_timeout = Some(Duration::from_secs(70));
     Ok(Client::try_from(config)?)
 }
 
