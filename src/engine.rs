@@ -691,14 +691,15 @@ impl Found<'_, '_> {
         let mut launcher = None;
         let mut mpi = None;
         for start in 0..words.len() {
-            let Some(rest) = words.get(start..) else {
+            let Some(rest @ [first, ..]) = words.get(start..) else {
                 return;
             };
+            let name = basename(&first.text);
             for engine in &self.around.engines.engines {
                 let Some(length) = engine
                     .programs
                     .iter()
-                    .find_map(|program| matches_program(program, rest))
+                    .find_map(|program| matches_program(program, name, rest))
                 else {
                     continue;
                 };
@@ -939,32 +940,29 @@ fn is_python(program: &str) -> bool {
         .is_some_and(|version| version.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
-/// How many words of a command line a program of the catalogue takes, if it is this one.
-fn matches_program(program: &str, words: &[Word]) -> Option<usize> {
-    let mut at = 0;
-    for (position, wanted) in program.split(' ').enumerate() {
-        let word = &words.get(at)?.text;
-        if position == 0 {
-            let name = basename(word);
-            let same = if wanted == "python" {
-                is_python(name)
-            } else {
-                name == wanted
-            };
-            if !same {
-                return None;
-            }
+/// How many words of a command line a program of the catalogue takes, if it is this one. `name` is the base
+/// name of the first word: nearly every question ends there, so it is found once for all programs.
+fn matches_program(program: &str, name: &str, words: &[Word]) -> Option<usize> {
+    let after_name = |of: &str| {
+        program
+            .strip_prefix(of)
+            .filter(|further| further.is_empty() || further.starts_with(' '))
+            // One word that is quoted is no two.
+            .filter(|_| !of.contains(' '))
+    };
+    let of_python = after_name("python").filter(|_| is_python(name));
+    let further = of_python.or_else(|| after_name(name))?;
+    let mut at = 1;
+    if of_python.is_some() {
+        // Python's own switches, as -u.
+        while words.get(at).is_some_and(|word| {
+            word.text.starts_with('-') && word.text != "-m" && word.text.len() == 2
+        }) {
             at += 1;
-            if wanted == "python" {
-                // Python's own switches, as -u.
-                while words.get(at).is_some_and(|word| {
-                    word.text.starts_with('-') && word.text != "-m" && word.text.len() == 2
-                }) {
-                    at += 1;
-                }
-            }
-            continue;
         }
+    }
+    for wanted in further.split(' ').skip(1) {
+        let word = &words.get(at)?.text;
         let same = match wanted.strip_suffix('*') {
             Some(prefix) => word.starts_with(prefix),
             None if wanted.contains('.') && !wanted.starts_with('-') => {
@@ -981,10 +979,14 @@ fn matches_program(program: &str, words: &[Word]) -> Option<usize> {
 }
 
 fn not_a_server(engines: &Engines, words: &[Word]) -> bool {
+    let Some(first) = words.first() else {
+        return false;
+    };
+    let name = basename(&first.text);
     engines
         .not_programs
         .iter()
-        .any(|program| matches_program(program, words).is_some())
+        .any(|program| matches_program(program, name, words).is_some())
 }
 
 /// Programs that print, wait or prepare, whatever words follow.

@@ -1286,6 +1286,38 @@ fn the_path_points_at_the_flag() {
     );
 }
 
+#[test]
+fn a_program_is_the_first_word_whatever_its_folder_and_all_that_follow() {
+    for (program, line, taken) in [
+        ("vllm serve", &["/opt/bin/vllm", "serve", "m"][..], Some(2)),
+        ("vllm serve", &["vllm"], None),
+        ("vllm serve", &["vllm", "bench"], None),
+        ("vllm", &["vllm-server"], None),
+        ("vllm-server", &["vllm"], None),
+        // Quoted, it is the name of one program.
+        ("vllm serve", &["vllm serve"], None),
+        ("vllm", &[""], None),
+        ("python -m a.b", &["python3.12", "-u", "-m", "a.b"], Some(4)),
+        ("python -m a.b", &["python3.12", "-x1", "-m", "a.b"], None),
+        ("python -m a.b", &["pythonic", "-m", "a.b"], None),
+        ("python3 -m a.b", &["python3", "-m", "a.b"], Some(3)),
+        ("python3 -m a.b", &["python", "-m", "a.b"], None),
+        ("python launch.py", &["python", "/app/launch.py"], Some(2)),
+        ("mpirun -n*", &["mpirun", "-np"], Some(2)),
+    ] {
+        let words: Vec<Word> = line
+            .iter()
+            .map(|text| Word {
+                text: (*text).to_owned(),
+                origin: Origin::Args(0),
+            })
+            .collect();
+        let name = basename(&words[0].text);
+        let seen = matches_program(program, name, &words);
+        assert_eq!(seen, taken, "{program} in {line:?}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn any_command_line_is_read_without_panic(
