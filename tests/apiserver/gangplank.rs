@@ -1,12 +1,13 @@
 //! The real `gangplank serve` as a child process.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::{ChildStderr, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -50,6 +51,7 @@ impl Gangplank {
         args: &[S],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
+        let (log, stderr) = Log::new().context("a file for the log")?;
         let mut command = leash::command(binary, None);
         command
             .args([
@@ -65,14 +67,8 @@ impl Gangplank {
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .stderr(stderr);
         let mut process = Leashed::spawn(command)?;
-        let log = Log::default();
-        log.follow(
-            process
-                .take_stderr()
-                .context("gangplank's standard error is not piped")?,
-        );
 
         let mut listening = || -> Result<(SocketAddr, SocketAddr)> {
             let listening = log.wait("listening", || process.ended())?;
@@ -166,41 +162,32 @@ impl Gangplank {
     }
 }
 
-/// What came through standard error.
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Lines>>);
-
-#[derive(Debug, Default)]
-struct Lines {
-    lines: Vec<String>,
-    /// Nothing will follow.
-    closed: bool,
-}
+/// What came through standard error: a file without a name, in which a line stands before whatever
+/// the process does next can be seen.
+#[derive(Debug, Clone)]
+struct Log(Arc<File>);
 
 impl Log {
-    /// Collects lines until the pipe closes.
-    fn follow(&self, pipe: ChildStderr) {
-        let log = self.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                log.lock().lines.push(line);
-            }
-            log.lock().closed = true;
-        });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An empty one, and what writes to it.
+    fn new() -> io::Result<(Self, Stdio)> {
+        let file = tempfile::tempfile()?;
+        let stderr = file.try_clone()?.into();
+        Ok((Self(Arc::new(file)), stderr))
     }
 
     fn text(&self) -> String {
-        self.lock().lines.join("\n")
+        let length = self.0.metadata().map_or(0, |metadata| metadata.len());
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+        // By position: the process writes where the file's own cursor stands.
+        if let Err(error) = self.0.read_exact_at(&mut bytes, 0) {
+            return format!("the log cannot be read: {error}");
+        }
+        String::from_utf8_lossy(&bytes).trim_end().to_owned()
     }
 
     fn find(&self, message: &str) -> Option<Value> {
-        self.lock()
-            .lines
-            .iter()
+        self.text()
+            .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .find(|line| {
                 line.pointer("/fields/message")
@@ -212,7 +199,7 @@ impl Log {
     fn wait(&self, message: &str, mut ended: impl FnMut() -> Option<ExitStatus>) -> Result<Value> {
         let outcome = eventually(format_args!("gangplank logs {message:?}"), SOON, || {
             // In this order: the line may be its last, and the last lines tell why it ended.
-            let status = ended().filter(|_| self.lock().closed);
+            let status = ended();
             self.find(message).map(Ok).or_else(|| status.map(Err))
         })?;
         match outcome {
