@@ -2,7 +2,8 @@
 //!
 //! The query is written by whoever may write an autoscaler, so the parser sees it only after a
 //! pass that bounds what parsing can cost: promql-parser 0.11.1 takes time quadratic in the number
-//! of operators, compiles every regular expression, and overflows the stack on deep nesting.
+//! of operators, compiles every regular expression, overflows the stack on deep nesting, and panics
+//! on a range or an offset of more seconds than a `Duration` holds.
 
 use std::fmt::Write as _;
 
@@ -25,6 +26,11 @@ const MOST_PATTERNS: usize = 2;
 
 /// The name under which PromQL knows a series' name.
 const NAME: &str = "__name__";
+
+/// Stands in for a range or an offset: which series are read does not depend on how long it is.
+const DURATION: &str = "5m";
+/// Stands in for a subquery's range and step.
+const SUBQUERY: &str = "5m:1m";
 
 /// Stands in for a template's placeholder, so that the rest can be parsed.
 const PLACEHOLDER: &str = "gangplank_placeholder";
@@ -295,8 +301,8 @@ struct Prepared {
     costly: Vec<String>,
 }
 
-/// Bounds the query's cost, and puts something parsable in the place of template placeholders and
-/// of regular expressions that do not matter.
+/// Bounds the query's cost, and puts something parsable in the place of template placeholders, of
+/// regular expressions that do not matter and of durations.
 fn prepare(query: &str, cut: bool) -> Prepared {
     let unfit = || Prepared {
         query: None,
@@ -315,9 +321,12 @@ fn prepare(query: &str, cut: bool) -> Prepared {
     let mut label = String::new();
     let mut word = String::new();
     let mut regex = false;
+    // Whether the length of an offset comes next.
+    let mut shifted = false;
     let mut rest = query;
     while let Some(c) = rest.chars().next() {
         if let Some(after) = placeholders.skip(rest) {
+            shifted = false;
             // In a selector's name position this becomes a name, anywhere else a name as well.
             // Several in a row are one.
             if out.ends_with(PLACEHOLDER) {
@@ -329,10 +338,25 @@ fn prepare(query: &str, cut: bool) -> Prepared {
             rest = after;
             continue;
         }
+        let in_word = c.is_alphanumeric() || matches!(c, '_' | ':');
+        if !in_word && !word.is_empty() {
+            symbols += usize::from(is_operator(&word));
+            shifted = word.eq_ignore_ascii_case("offset");
+            label = std::mem::take(&mut word);
+        }
+        if shifted && !c.is_whitespace() && !matches!(c, '+' | '-' | '#') {
+            shifted = false;
+            let (length, after) = number(rest);
+            if !length.is_empty() {
+                out.push_str(DURATION);
+                rest = after;
+                continue;
+            }
+        }
         let after = rest.get(c.len_utf8()..).unwrap_or("");
         match c {
             '#' => {
-                rest = after.split_once('\n').map_or("", |(_, rest)| rest);
+                rest = after_comment(after);
                 out.push('\n');
                 continue;
             }
@@ -363,12 +387,9 @@ fn prepare(query: &str, cut: bool) -> Prepared {
                         continue;
                     }
                 }
-                out.push(c);
-                out.push_str(text);
-                out.push(c);
+                push_string(&mut out, text, c);
                 text.clone_into(&mut label);
                 regex = false;
-                word.clear();
                 rest = after;
                 continue;
             }
@@ -376,14 +397,12 @@ fn prepare(query: &str, cut: bool) -> Prepared {
                 let Some((range, after)) = after.split_once(']') else {
                     return unfit();
                 };
-                let templated = range.contains(['$', '{']);
-                let range = match (templated, range.contains(':')) {
-                    (false, _) => range,
-                    (true, false) => "5m",
-                    (true, true) => "5m:1m",
-                };
                 out.push('[');
-                out.push_str(range);
+                out.push_str(if range.contains(':') {
+                    SUBQUERY
+                } else {
+                    DURATION
+                });
                 out.push(']');
                 rest = after;
                 symbols += 1;
@@ -402,20 +421,12 @@ fn prepare(query: &str, cut: bool) -> Prepared {
             ',' | '+' | '-' | '*' | '/' | '%' | '^' | '<' | '>' | '=' | '!' | '@' => symbols += 1,
             _ => {}
         }
-        if c.is_alphanumeric() || c == '_' || c == ':' {
+        if in_word {
             word.push(c);
-        } else {
-            if matches!(word.as_str(), "and" | "or" | "unless" | "offset" | "bool") {
-                symbols += 1;
-            }
-            if !word.is_empty() {
-                label = std::mem::take(&mut word);
-            }
-            if c == '~' {
-                regex = true;
-            } else if c == ',' {
-                regex = false;
-            }
+        } else if c == '~' {
+            regex = true;
+        } else if c == ',' {
+            regex = false;
         }
         out.push(c);
         rest = after;
@@ -433,6 +444,33 @@ fn prepare(query: &str, cut: bool) -> Prepared {
     }
 }
 
+/// Whether a word is one that the parser takes for an operator: in any case, as Prometheus does.
+fn is_operator(word: &str) -> bool {
+    ["and", "or", "unless", "atan2", "offset", "bool"]
+        .iter()
+        .any(|operator| word.eq_ignore_ascii_case(operator))
+}
+
+/// The number or duration that a text begins with, or nothing, and the rest. An exponent's sign
+/// ends it.
+fn number(text: &str) -> (&str, &str) {
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && !matches!(c, '.' | '_'))
+        .unwrap_or(text.len());
+    let (word, after) = text.split_at_checked(end).unwrap_or(("", text));
+    let is_number = word.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        || ["inf", "nan"]
+            .iter()
+            .any(|name| word.eq_ignore_ascii_case(name));
+    if is_number { (word, after) } else { ("", text) }
+}
+
+/// What follows a comment: the rest after the end of its line, which a lone carriage return is too
+/// (Prometheus 3, promql/parser/lex.go, `lexLineComment`).
+fn after_comment(text: &str) -> &str {
+    text.split_once(['\n', '\r']).map_or("", |(_, rest)| rest)
+}
+
 /// The text of a string after its opening quote, and the rest after its closing one.
 fn string(text: &str, quote: char) -> Option<(&str, &str)> {
     let mut escaped = false;
@@ -446,6 +484,27 @@ fn string(text: &str, quote: char) -> Option<(&str, &str)> {
         }
     }
     None
+}
+
+/// Writes a string as the parser reads it. It takes a backslash between backticks for an escape,
+/// which it is not (Prometheus 3, promql/parser/lex.go, `lexRawString`), and would end the string
+/// elsewhere.
+fn push_string(out: &mut String, text: &str, quote: char) {
+    if quote != '`' || !text.contains('\\') {
+        out.push(quote);
+        out.push_str(text);
+        out.push(quote);
+        return;
+    }
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '\\' | '"' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            _ => out.push(c),
+        }
+    }
+    out.push('"');
 }
 
 /// Whether compiling a pattern may cost more than the query is worth: repetition counts and
@@ -520,7 +579,7 @@ fn scan(query: &str) -> Vec<Series> {
         let Some(c) = next else { break };
         let after = rest.get(c.len_utf8()..).unwrap_or("");
         rest = match c {
-            '#' => after.split_once('\n').map_or("", |(_, rest)| rest),
+            '#' => after_comment(after),
             '"' | '\'' | '`' => string(after, c).map_or("", |(_, rest)| rest),
             '[' => after.split_once(']').map_or("", |(_, rest)| rest),
             '{' => {
@@ -689,6 +748,16 @@ mod tests {
             "avg(avg_over_time(DCGM_FI_DEV_GPU_UTIL[$__rate_interval]))",
             "avg(avg_over_time(DCGM_FI_DEV_GPU_UTIL{ns=\"{{ .ns }}\"}[{{ .range }}]))",
             "# DCGM\navg(DCGM_FI_DEV_GPU_UTIL)",
+            "vllm:num_requests_waiting # not all\r+ avg(DCGM_FI_DEV_GPU_UTIL)",
+            "avg(DCGM_FI_DEV_GPU_UTIL OFFSET 1.5)",
+            "avg(DCGM_FI_DEV_GPU_UTIL offset - 1w2d)",
+            "avg(avg_over_time(DCGM_FI_DEV_GPU_UTIL[5i]))",
+            "avg(avg_over_time(DCGM_FI_DEV_GPU_UTIL[5m]offset 1h))",
+            "offset + DCGM_FI_DEV_GPU_UTIL",
+            r"avg({__name__=~`DCGM\wFI_DEV_GPU_UTIL`})",
+            r"up{a=`\`} + DCGM_FI_DEV_GPU_UTIL{b=`} offset 1e99 #`}",
+            r#"up{a=`"\`} + DCGM_FI_DEV_GPU_UTIL"#,
+            "up AND DCGM_FI_DEV_GPU_UTIL OR DCGM_FI_DEV_GPU_UTIL",
         ] {
             assert_eq!(device(query), REFUSED, "{query}");
         }
@@ -784,9 +853,45 @@ mod tests {
     }
 
     #[test]
+    fn a_duration_of_any_length_is_read_past() {
+        let lengths = [
+            "99999999999999999999",
+            "1e20",
+            "1e999",
+            "1E+999",
+            "0x7fffffffffffffff",
+            ".9e99",
+            "inf",
+            "NaN",
+            "9999999999y",
+            "",
+        ];
+        for length in lengths {
+            for query in [
+                format!("DCGM_FI_DEV_GPU_UTIL offset {length}"),
+                format!("DCGM_FI_DEV_GPU_UTIL offset -{length}"),
+                format!("DCGM_FI_DEV_GPU_UTIL Offset\t+ {length}"),
+                format!("DCGM_FI_DEV_GPU_UTIL offset#\n{length}"),
+                format!("DCGM_FI_DEV_GPU_UTIL offset #\r {length}"),
+                format!("max_over_time(DCGM_FI_DEV_GPU_UTIL[5m]offset {length})"),
+                format!("max_over_time(DCGM_FI_DEV_GPU_UTIL[{length}])"),
+                format!("max_over_time(DCGM_FI_DEV_GPU_UTIL[{length}:{length}])"),
+                format!("max_over_time(DCGM_FI_DEV_GPU_UTIL[1h:{length}])"),
+                format!("DCGM_FI_DEV_GPU_UTIL @ {length}"),
+                format!("DCGM_FI_DEV_GPU_UTIL{{a=`\\`}}+up{{b=`}} offset {length} #`}}"),
+            ] {
+                let told = device(&query);
+                assert!(told == REFUSED || told == UNPARSED, "{query}: {told:?}");
+            }
+        }
+    }
+
+    #[test]
     fn hostile_queries_are_cut_short() {
         let hostile = [
             "a+".repeat(4_000) + "DCGM_FI_DEV_GPU_UTIL",
+            "a AND ".repeat(4_000) + "DCGM_FI_DEV_GPU_UTIL",
+            "a atan2 ".repeat(4_000) + "DCGM_FI_DEV_GPU_UTIL",
             "(".repeat(40_000),
             "-".repeat(8_000) + "a",
             format!("{}a{}", "(".repeat(4_000), ")".repeat(4_000)),
@@ -828,6 +933,11 @@ mod tests {
             Just("and "),
             Just("count"),
             Just("avg"),
+            Just("offset "),
+            Just("OFFSET-"),
+            Just("1e99"),
+            Just("inf"),
+            Just("\r"),
             Just("${"),
             Just("$"),
             Just("{{"),
