@@ -1355,6 +1355,8 @@ fn crowds(
     const CONTAINERS: usize = 10_000;
     const LIMITS: usize = 100_000;
     const LOOKED_THROUGH: usize = 64;
+    // Of what a container asks for.
+    const RESOURCES: usize = 16;
     // What an UPDATE is compared by as a whole: the same words for every kind, so one stands for all. So it
     // is with limits, and the API server itself takes seconds over them.
     let whole =
@@ -1402,15 +1404,17 @@ fn crowds(
                     .values()
                     .all(|value| !value.is_object() && !value.is_array()) =>
             {
-                let filled = |count: usize| {
+                let filled = |count: usize| -> Value {
                     (0..count)
                         .map(|index| (format!("k{index}"), json!("1")))
                         .collect()
                 };
-                vec![
-                    Value::Object(filled(many)),
-                    Value::Object(filled(LOOKED_THROUGH)),
-                ]
+                let looked_through = if place.contains("/resources/") {
+                    RESOURCES
+                } else {
+                    LOOKED_THROUGH
+                };
+                vec![filled(many), filled(looked_through)]
             }
             _ => continue,
         };
