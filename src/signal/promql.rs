@@ -454,15 +454,18 @@ fn is_operator(word: &str) -> bool {
 /// The number or duration that a text begins with, or nothing, and the rest. An exponent's sign
 /// ends it.
 fn number(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_alphanumeric() && !matches!(c, '.' | '_'))
-        .unwrap_or(text.len());
-    let (word, after) = text.split_at_checked(end).unwrap_or(("", text));
-    let is_number = word.starts_with(|c: char| c.is_ascii_digit() || c == '.')
-        || ["inf", "nan"]
-            .iter()
-            .any(|name| word.eq_ignore_ascii_case(name));
-    if is_number { (word, after) } else { ("", text) }
+    let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+    let name = text.split(|c| !is_letter(c)).next().unwrap_or("");
+    let is_number = text.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        || name.eq_ignore_ascii_case("inf")
+        || name.eq_ignore_ascii_case("nan");
+    let rest = if is_number {
+        text.trim_start_matches(|c| is_letter(c) || c == '.')
+    } else {
+        text
+    };
+    text.split_at_checked(text.len() - rest.len())
+        .unwrap_or(("", text))
 }
 
 /// What follows a comment: the rest after the end of its line, which a lone carriage return is too
@@ -863,6 +866,7 @@ mod tests {
             ".9e99",
             "inf",
             "NaN",
+            "inf.5",
             "9999999999y",
             "",
         ];
