@@ -125,12 +125,18 @@ pub(crate) fn helm() -> Result<PathBuf> {
     Ok(build(&HELM, &[("helm", "helm.sh/helm/v4/cmd/helm")])?.join("helm"))
 }
 
-/// Kubernetes' garbage collector by itself: the rest of kube-controller-manager would bring half of the
-/// kubelet. Its few lines of Go stand beside the module's pins, which alone name the cache entry: give it
-/// another name when they change.
-pub(crate) fn collector() -> Result<PathBuf> {
-    let package = "gangplank.dev/tests/apiserver/kubernetes/collector";
-    Ok(build(&KUBERNETES, &[("collector", package)])?.join("collector"))
+/// kube-controller-manager: the one in the folder that [`VARIABLE`] names, or built on demand, for few
+/// tests need it.
+pub(crate) fn kube_controller_manager() -> Result<PathBuf> {
+    const NAME: &str = "kube-controller-manager";
+    let given = env::var_os(VARIABLE)
+        .filter(|folder| !folder.is_empty())
+        .map(|folder| Path::new(&folder).join(NAME));
+    if let Some(program) = given.filter(|path| path.is_file()) {
+        return Ok(program);
+    }
+    let package = "k8s.io/kubernetes/cmd/kube-controller-manager";
+    Ok(build(&KUBERNETES, &[(NAME, package)])?.join(NAME))
 }
 
 /// The machine's own kubectl, if it is not too old to speak to the API server built here.

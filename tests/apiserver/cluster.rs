@@ -22,12 +22,12 @@ const ATTEMPTS: u32 = 5;
 
 const AUDIT_LOG: &str = "audit.log";
 
-/// A control plane without controllers: what is written stays as admission left it. There are no
+/// A control plane without controllers, until some are started: what is written stays as admission left it. There are no
 /// nodes, so pods stay pending, and nothing acts on a Deployment.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     // Fields drop in this order: the servers end before their folder goes.
-    collector: Option<Leashed>,
+    controllers: Option<Leashed>,
     apiserver: Leashed,
     /// Its executable and arguments.
     apiserver_line: Vec<OsString>,
@@ -144,7 +144,7 @@ impl Cluster {
             .with_context(|| tail(&apiserver_log, 30))?;
 
         Ok(Self {
-            collector: None,
+            controllers: None,
             apiserver,
             apiserver_line,
             etcd,
@@ -155,12 +155,22 @@ impl Cluster {
         })
     }
 
-    /// Starts Kubernetes' garbage collector, the one controller that these tests need.
-    pub(crate) fn start_collector(&mut self) -> Result<()> {
-        let log = self.dir().join("collector.log");
-        let mut command = logged(&super::assets::collector()?, self.dir(), &log)?;
-        command.arg(path_flag("--kubeconfig", self.kubeconfig()));
-        self.collector = Some(Leashed::spawn(command)?);
+    /// Starts kube-controller-manager with these of its controllers, as `garbage-collector-controller`, and no
+    /// others. Each writes as the service account of its name, as in a real cluster.
+    pub(crate) fn start_controllers(&mut self, controllers: &[&str]) -> Result<()> {
+        let log = self.dir().join("kube-controller-manager.log");
+        let program = super::assets::kube_controller_manager()?;
+        let mut command = logged(&program, self.dir(), &log)?;
+        command
+            .arg(path_flag("--kubeconfig", self.kubeconfig()))
+            .arg(format!("--controllers={}", controllers.join(",")))
+            .arg("--use-service-account-credentials")
+            .arg("--leader-elect=false")
+            // It serves its own metrics and health to nobody here.
+            .arg("--secure-port=0")
+            // Nodes and volumes are not there to be managed.
+            .arg("--allocate-node-cidrs=false");
+        self.controllers = Some(Leashed::spawn(command)?);
         Ok(())
     }
 

@@ -323,7 +323,9 @@ fn values() -> Value {
 #[test]
 fn a_release_goes_through_its_life() -> Result<()> {
     let mut release = Release::install(&values())?;
-    release.cluster.start_collector()?;
+    release
+        .cluster
+        .start_controllers(&["garbage-collector-controller"])?;
     let kubectl = release.cluster.namespace("life")?;
 
     // Installed: what is wrong is denied through the Service, what is silent is filled.
