@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod audit;
 pub mod catalog;
+pub(crate) mod cel;
 pub mod cli;
 pub mod cluster;
 pub mod edit;

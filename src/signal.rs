@@ -7,7 +7,7 @@ mod dialect;
 mod name;
 mod promql;
 mod sources;
-mod vocabulary;
+pub(crate) mod vocabulary;
 mod work;
 
 pub(crate) use advice::{Advice, Role};

@@ -14,6 +14,10 @@ use crate::{
     policy::{PolicyError, from_value},
 };
 
+mod names;
+
+pub use names::PRESENT;
+
 /// The embedded table.
 pub const BUILTIN: &str = include_str!("../../policies/catalog/instances.yaml");
 

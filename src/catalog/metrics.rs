@@ -350,6 +350,20 @@ impl MetricCatalog {
         })
     }
 
+    /// The names and patterns of names that are known, in lower case, with their meanings.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Meaning)> {
+        [&self.site, &self.builtin].into_iter().flat_map(|layer| {
+            let plain = layer
+                .probes
+                .iter()
+                .map(|(name, meaning)| (&**name, *meaning));
+            let patterns = layer.patterns.iter().filter_map(|(pattern, index)| {
+                Some((&**pattern, layer.entries.get(*index)?.meaning))
+            });
+            plain.chain(patterns)
+        })
+    }
+
     /// Plain names with their meanings, to try regular expressions on.
     pub fn probes(&self) -> impl Iterator<Item = (&str, Meaning)> {
         self.site

@@ -2,17 +2,29 @@
 
 use super::Kind;
 
-/// How the API server tells an object that no rule has a say in, without calling us.
+/// What of an object tells the API server whether a rule may speak of it, and whether one may deny it,
+/// without calling us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relevance {
-    /// Every object of the kind is ours.
+    /// Nothing: every object of the kind is ours.
     Always,
-    /// Every object; one that scales on nothing but cpu and memory cannot be denied at the door,
-    /// where its target is not known, and so must not block.
+    /// The names of its metrics.
     Metrics,
-    /// Only objects with a pod template that asks for an accelerator, or of which that cannot be told
-    /// without reading it.
-    Accelerator(&'static [PodTemplates]),
+    /// The types of its triggers.
+    Triggers,
+    /// The machines that it asks for.
+    Machines,
+    /// What its pod templates ask for.
+    Accelerator(&'static Pods),
+}
+
+/// The pods of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pods {
+    /// Where their templates are.
+    pub templates: &'static [PodTemplates],
+    /// Where else it is said how many pods there are, and what they run.
+    pub beside: &'static [&'static [&'static str]],
 }
 
 /// Where an object of a kind has pod templates.
@@ -24,6 +36,9 @@ pub struct PodTemplates {
     pub path: &'static [&'static str],
     /// What stands there.
     pub shape: Shape,
+    /// Where in the list's element it is said how many pods there are, and what they run. One of the
+    /// templates of each list has it.
+    pub beside: &'static [&'static [&'static str]],
 }
 
 /// What may ask for an accelerator.
@@ -41,6 +56,17 @@ pub enum Shape {
     Any,
 }
 
+impl Shape {
+    /// Every shape.
+    pub const ALL: [Self; 5] = [
+        Self::Template,
+        Self::Spec,
+        Self::Container,
+        Self::Metadata,
+        Self::Any,
+    ];
+}
+
 /// Karpenter's NodePool (karpenter.sh, pkg/apis/v1/nodepool.go, v1.14.1). `v1beta1` left the CRD
 /// with v1.1.0.
 pub static NODE_POOL: Kind = Kind {
@@ -49,7 +75,7 @@ pub static NODE_POOL: Kind = Kind {
     resource: "nodepools",
     versions: &["v1", "v1beta1"],
     namespaced: false,
-    relevance: Relevance::Always,
+    relevance: Relevance::Machines,
 };
 
 /// The built-in HorizontalPodAutoscaler; v1 writes arrive as v2 under `matchPolicy: Equivalent`
@@ -70,7 +96,7 @@ pub static SCALED_OBJECT: Kind = Kind {
     resource: "scaledobjects",
     versions: &["v1alpha1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Triggers,
 };
 
 /// KEDA's ScaledJob (keda.sh/v1alpha1, KEDA 2.20).
@@ -80,7 +106,7 @@ pub static SCALED_JOB: Kind = Kind {
     resource: "scaledjobs",
     versions: &["v1alpha1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Triggers,
 };
 
 /// AIBrix's PodAutoscaler (autoscaling.aibrix.ai/v1alpha1, v0.5).
@@ -90,7 +116,7 @@ pub static POD_AUTOSCALER: Kind = Kind {
     resource: "podautoscalers",
     versions: &["v1alpha1"],
     namespaced: true,
-    relevance: Relevance::Always,
+    relevance: Relevance::Metrics,
 };
 
 /// kthena's AutoscalingPolicy (workload.serving.volcano.sh/v1alpha1).
@@ -122,13 +148,17 @@ pub static DEPLOYMENT: Kind = Kind {
     relevance: POD_TEMPLATE,
 };
 
-const POD_TEMPLATE: Relevance = Relevance::Accelerator(&[one(&["spec", "template"])]);
+const POD_TEMPLATE: Relevance = Relevance::Accelerator(&Pods {
+    templates: &[one(&["spec", "template"])],
+    beside: &[&["spec", "replicas"]],
+});
 
 const fn part(path: &'static [&'static str], shape: Shape) -> PodTemplates {
     PodTemplates {
         list: &[],
         path,
         shape,
+        beside: &[],
     }
 }
 
@@ -140,11 +170,18 @@ const fn spec(path: &'static [&'static str]) -> PodTemplates {
     part(path, Shape::Spec)
 }
 
-const fn each(list: &'static [&'static str]) -> PodTemplates {
+/// The worker groups of Ray (ray-project/kuberay, apis/ray/v1/raycluster_types.go).
+const fn worker_groups(list: &'static [&'static str]) -> PodTemplates {
     PodTemplates {
         list,
         path: &["template"],
         shape: Shape::Template,
+        beside: &[
+            &["replicas"],
+            &["minReplicas"],
+            &["maxReplicas"],
+            &["numOfHosts"],
+        ],
     }
 }
 
@@ -175,7 +212,10 @@ pub static JOB: Kind = Kind {
     resource: "jobs",
     versions: &["v1"],
     namespaced: true,
-    relevance: POD_TEMPLATE,
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[one(&["spec", "template"])],
+        beside: &[&["spec", "parallelism"], &["spec", "completions"]],
+    }),
 };
 
 /// Argo's Rollout (argoproj.io/v1alpha1).
@@ -195,10 +235,16 @@ pub static LEADER_WORKER_SET: Kind = Kind {
     resource: "leaderworkersets",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        one(&["spec", "leaderWorkerTemplate", "leaderTemplate"]),
-        one(&["spec", "leaderWorkerTemplate", "workerTemplate"]),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            one(&["spec", "leaderWorkerTemplate", "leaderTemplate"]),
+            one(&["spec", "leaderWorkerTemplate", "workerTemplate"]),
+        ],
+        beside: &[
+            &["spec", "replicas"],
+            &["spec", "leaderWorkerTemplate", "size"],
+        ],
+    }),
 };
 
 /// KubeRay's RayCluster (ray.io/v1).
@@ -208,10 +254,13 @@ pub static RAY_CLUSTER: Kind = Kind {
     resource: "rayclusters",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        one(&["spec", "headGroupSpec", "template"]),
-        each(&["spec", "workerGroupSpecs"]),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            one(&["spec", "headGroupSpec", "template"]),
+            worker_groups(&["spec", "workerGroupSpecs"]),
+        ],
+        beside: &[&["spec", "enableInTreeAutoscaling"]],
+    }),
 };
 
 /// KubeRay's RayService (ray.io/v1).
@@ -221,10 +270,16 @@ pub static RAY_SERVICE: Kind = Kind {
     resource: "rayservices",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        one(&["spec", "rayClusterConfig", "headGroupSpec", "template"]),
-        each(&["spec", "rayClusterConfig", "workerGroupSpecs"]),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            one(&["spec", "rayClusterConfig", "headGroupSpec", "template"]),
+            worker_groups(&["spec", "rayClusterConfig", "workerGroupSpecs"]),
+        ],
+        beside: &[
+            &["spec", "serveConfigV2"],
+            &["spec", "rayClusterConfig", "enableInTreeAutoscaling"],
+        ],
+    }),
 };
 
 /// KubeRay's RayJob (ray.io/v1).
@@ -234,10 +289,16 @@ pub static RAY_JOB: Kind = Kind {
     resource: "rayjobs",
     versions: &["v1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        one(&["spec", "rayClusterSpec", "headGroupSpec", "template"]),
-        each(&["spec", "rayClusterSpec", "workerGroupSpecs"]),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            one(&["spec", "rayClusterSpec", "headGroupSpec", "template"]),
+            worker_groups(&["spec", "rayClusterSpec", "workerGroupSpecs"]),
+        ],
+        beside: &[
+            &["spec", "entrypoint"],
+            &["spec", "rayClusterSpec", "enableInTreeAutoscaling"],
+        ],
+    }),
 };
 
 /// KServe's InferenceService (serving.kserve.io/v1beta1, 2026-08).
@@ -247,17 +308,24 @@ pub static INFERENCE_SERVICE: Kind = Kind {
     resource: "inferenceservices",
     versions: &["v1beta1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        spec(&["spec", "predictor"]),
-        part(&["spec", "predictor", "model"], Shape::Container),
-        part(&["spec", "predictor", "huggingface"], Shape::Container),
-        part(&["spec", "predictor", "triton"], Shape::Container),
-        part(&["spec", "predictor", "pytorch"], Shape::Container),
-        part(&["spec", "predictor"], Shape::Metadata),
-        part(&["spec", "predictor", "workerSpec"], Shape::Any),
-        spec(&["spec", "transformer"]),
-        spec(&["spec", "explainer"]),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            spec(&["spec", "predictor"]),
+            part(&["spec", "predictor", "model"], Shape::Container),
+            part(&["spec", "predictor", "huggingface"], Shape::Container),
+            part(&["spec", "predictor", "triton"], Shape::Container),
+            part(&["spec", "predictor", "pytorch"], Shape::Container),
+            part(&["spec", "predictor"], Shape::Metadata),
+            part(&["spec", "predictor", "workerSpec"], Shape::Any),
+            spec(&["spec", "transformer"]),
+            spec(&["spec", "explainer"]),
+        ],
+        beside: &[
+            &["spec", "predictor", "minReplicas"],
+            &["spec", "predictor", "model", "runtime"],
+            &["spec", "predictor", "model", "modelFormat"],
+        ],
+    }),
 };
 
 /// KServe's LLMInferenceService (serving.kserve.io, 2026-08).
@@ -267,14 +335,23 @@ pub static LLM_INFERENCE_SERVICE: Kind = Kind {
     resource: "llminferenceservices",
     versions: &["v1alpha2", "v1alpha1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        spec(&["spec", "template"]),
-        spec(&["spec", "worker"]),
-        part(&["spec"], Shape::Metadata),
-        spec(&["spec", "prefill", "template"]),
-        spec(&["spec", "prefill", "worker"]),
-        part(&["spec", "prefill"], Shape::Metadata),
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            spec(&["spec", "template"]),
+            spec(&["spec", "worker"]),
+            part(&["spec"], Shape::Metadata),
+            spec(&["spec", "prefill", "template"]),
+            spec(&["spec", "prefill", "worker"]),
+            part(&["spec", "prefill"], Shape::Metadata),
+        ],
+        beside: &[
+            &["spec", "replicas"],
+            &["spec", "parallelism"],
+            &["spec", "baseRefs"],
+            &["spec", "prefill", "replicas"],
+            &["spec", "prefill", "parallelism"],
+        ],
+    }),
 };
 
 /// Grove's PodCliqueSet (grove.io/v1alpha1, 2026-08).
@@ -284,19 +361,31 @@ pub static POD_CLIQUE_SET: Kind = Kind {
     resource: "podcliquesets",
     versions: &["v1alpha1"],
     namespaced: true,
-    relevance: Relevance::Accelerator(&[
-        PodTemplates {
-            list: &["spec", "template", "cliques"],
-            path: &["spec", "podSpec"],
-            shape: Shape::Spec,
-        },
-        PodTemplates {
-            list: &["spec", "template", "cliques"],
-            path: &[],
-            shape: Shape::Metadata,
-        },
-    ]),
+    relevance: Relevance::Accelerator(&Pods {
+        templates: &[
+            PodTemplates {
+                list: &["spec", "template", "cliques"],
+                path: &["spec", "podSpec"],
+                shape: Shape::Spec,
+                beside: CLIQUE,
+            },
+            PodTemplates {
+                list: &["spec", "template", "cliques"],
+                path: &[],
+                shape: Shape::Metadata,
+                beside: &[],
+            },
+        ],
+        beside: &[
+            &["spec", "replicas"],
+            &["spec", "template", "podCliqueScalingGroups"],
+            &["spec", "template", "startupType"],
+        ],
+    }),
 };
+
+/// What says how many pods a clique has.
+const CLIQUE: &[&[&str]] = &[&["name"], &["spec", "replicas"], &["spec", "minAvailable"]];
 
 /// Dynamo's DynamoGraphDeployment (nvidia.com, 2026-08): some service of a graph always is on GPUs.
 pub static DYNAMO_GRAPH_DEPLOYMENT: Kind = Kind {

@@ -28,7 +28,7 @@ pub mod gpu_pool_taint;
 pub mod mig_mixed_pool;
 
 /// The policy under which only nodes without running pods go.
-const SAFE: &str = "WhenEmpty";
+const SAFE: &str = crate::subject::node_pool::WHEN_EMPTY;
 
 /// A NodePool and what is known of its machines.
 struct Judged<'a> {

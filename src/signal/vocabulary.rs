@@ -1,7 +1,10 @@
 //! What a name says by the words it is made of, for names that no catalogue row knows: adapters,
 //! recording rules and dashboards rename metrics freely.
 
-use crate::catalog::metrics::Meaning;
+use std::collections::BTreeSet;
+
+use super::{Class, Name};
+use crate::catalog::metrics::{Meaning, MetricCatalog};
 
 const DEVICE: &[&str] = &[
     "gpu",
@@ -282,6 +285,34 @@ pub(super) fn is_device(word: &str) -> bool {
         return false;
     }
     among(DEVICE, word) || among(DEVICE, word.trim_end_matches(|c: char| c.is_ascii_digit()))
+}
+
+/// An RE2 expression that every name with a match may be denied for: one that has a word for a device in it,
+/// or that the catalogue knows for something that no autoscaler should go by.
+pub(crate) fn pattern(catalog: &MetricCatalog) -> String {
+    let covered = |text: &str, by: &str| text.len() > by.len() && text.contains(by);
+    let mut parts: BTreeSet<String> = DEVICE
+        .iter()
+        .filter(|word| !DEVICE.iter().any(|other| covered(word, other)))
+        .map(|word| (*word).to_owned())
+        .collect();
+    let denied = |meaning: Meaning| {
+        matches!(
+            meaning.class(),
+            Class::Utilization | Class::Memory | Class::PowerThermal | Class::DeviceOther
+        )
+    };
+    for (name, _) in catalog.names().filter(|(_, meaning)| denied(*meaning)) {
+        let name = name.to_lowercase();
+        if DEVICE.iter().any(|word| name.contains(word)) {
+            continue;
+        }
+        let pieces = name
+            .split('*')
+            .map(|piece| Name::new(piece).words().join("[^a-z0-9]*"));
+        parts.insert(pieces.collect::<Vec<_>>().join(".*"));
+    }
+    format!("(?i){}", parts.into_iter().collect::<Vec<_>>().join("|"))
 }
 
 fn is_measure(word: &str) -> bool {

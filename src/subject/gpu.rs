@@ -9,11 +9,9 @@ use super::{
     node_pool::{NodePool, Row},
     requirement::{Allowed, Operator, Requirements},
 };
-use crate::catalog::instances::{Device, InstanceCatalog, Level, Machine, Meaning, Provider};
-
-/// The label by which the NVIDIA GPU operator, and people, declare a GPU node
-/// (NVIDIA/gpu-operator, node labels).
-const PRESENT: &str = "nvidia.com/gpu.present";
+use crate::catalog::instances::{
+    Device, InstanceCatalog, Level, Machine, Meaning, PRESENT, Provider,
+};
 
 /// How many values of one requirement are shown.
 const SHOWN: usize = 5;

@@ -19,6 +19,10 @@ pub const GROUP: &str = "karpenter.sh";
 
 /// Where the consolidation policy stands.
 pub const POLICY: &[&str] = &["spec", "disruption", "consolidationPolicy"];
+/// The consolidation policy that evicts no running pod.
+pub const WHEN_EMPTY: &str = "WhenEmpty";
+/// The wait before consolidation that never ends.
+pub const NEVER: &str = "Never";
 /// Where the wait before consolidation stands.
 pub const AFTER: &[&str] = &["spec", "disruption", "consolidateAfter"];
 /// Where the budgets stand.

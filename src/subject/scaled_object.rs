@@ -322,45 +322,53 @@ fn says_what(key: &str) -> bool {
     )
 }
 
-/// Triggers whose metric is the work itself: messages, jobs, workflow runs, pods, the clock.
+/// Triggers whose metadata name no metric: it is the work itself (messages, jobs, workflow runs, pods, the
+/// clock), or the CPU and memory of the host.
+pub(crate) const WITHOUT_METRIC: &[&str] = &[
+    "cpu",
+    "memory",
+    "activemq",
+    "apache-kafka",
+    "artemis-queue",
+    "aws-dynamodb",
+    "aws-dynamodb-streams",
+    "aws-kinesis-stream",
+    "aws-sqs-queue",
+    "azure-blob",
+    "azure-eventhub",
+    "azure-pipelines",
+    "azure-queue",
+    "azure-servicebus",
+    "beanstalkd",
+    "cron",
+    "etcd",
+    "forgejo-runner",
+    "gcp-cloudtasks",
+    "gcp-pubsub",
+    "gcp-storage",
+    "github-runner",
+    "ibmmq",
+    "kafka",
+    "kubernetes-workload",
+    "liiklus",
+    "nats-jetstream",
+    "nsq",
+    "openstack-swift",
+    "pulsar",
+    "rabbitmq",
+    "selenium-grid",
+    "solace-direct-messaging",
+    "solace-event-queue",
+    "stan",
+    "temporal",
+];
+
+/// How the types of the triggers that count the messages of Redis begin.
+pub(crate) const REDIS: &str = "redis";
+
+/// Whether a trigger's metric is the work itself.
 fn counts_work(kind: &str) -> bool {
-    const EXACT: &[&str] = &[
-        "activemq",
-        "apache-kafka",
-        "artemis-queue",
-        "aws-dynamodb",
-        "aws-dynamodb-streams",
-        "aws-kinesis-stream",
-        "aws-sqs-queue",
-        "azure-blob",
-        "azure-eventhub",
-        "azure-pipelines",
-        "azure-queue",
-        "azure-servicebus",
-        "beanstalkd",
-        "cron",
-        "etcd",
-        "forgejo-runner",
-        "gcp-cloudtasks",
-        "gcp-pubsub",
-        "gcp-storage",
-        "github-runner",
-        "ibmmq",
-        "kafka",
-        "kubernetes-workload",
-        "liiklus",
-        "nats-jetstream",
-        "nsq",
-        "openstack-swift",
-        "pulsar",
-        "rabbitmq",
-        "selenium-grid",
-        "solace-direct-messaging",
-        "solace-event-queue",
-        "stan",
-        "temporal",
-    ];
-    EXACT.contains(&kind) || kind.starts_with("redis")
+    (WITHOUT_METRIC.contains(&kind) && !is_host(kind)) || kind.starts_with(REDIS)
 }
 
 /// Metadata of a scaler outside KEDA: all of them are passed through to it.

@@ -200,8 +200,17 @@ pub(crate) fn reference(object: &Value) -> String {
 
 pub(crate) fn denied_by(answer: &Answer, rule: &str) {
     assert!(!answer.accepted(), "{}", answer.stdout);
-    let says = format!("admission webhook \"enforce.gangplank.dev\" denied the request: {rule}: ");
-    assert!(answer.stderr.contains(&says), "{}", answer.stderr);
+    let says = format!(".gangplank.dev\" denied the request: {rule}: ");
+    let told = answer
+        .stderr
+        .find(&says)
+        .and_then(|end| answer.stderr.get(..end));
+    let entry = told.and_then(|told| told.rsplit_once("admission webhook \""));
+    assert!(
+        entry.is_some_and(|(_, entry)| entry.starts_with("enforce-") || entry.starts_with("advise-")),
+        "{}",
+        answer.stderr
+    );
     assert!(answer.stderr.contains("(Forbidden)"), "{}", answer.stderr);
 }
 

@@ -1,0 +1,455 @@
+//! A builder of CEL expressions that evaluate to a value for every object, whatever its shape.
+//!
+//! An error in a match condition refuses the write under `failurePolicy: Fail`, so every step into an
+//! object asks for the type of what it finds there first. `has(x.y)` alone is no guard: it is an error on a
+//! list, and true for a null member (seen on kube-apiserver 1.36.3). What has another type than a test
+//! asks for is not there, as for the rules. What has more members than a test looks through passes the
+//! test, because the API server bounds what a condition may cost.
+//!
+//! Expressions stay short by naming a value once: `[value].exists(name, test)`.
+
+use std::fmt::Write as _;
+
+/// A CEL expression of type bool that never fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Test {
+    /// The same for every object.
+    Constant(bool),
+    /// Needs to be evaluated.
+    Text(String),
+}
+
+/// A CEL expression of any type that never fails; null where there is nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Value(String);
+
+impl Test {
+    /// Whether the write is a CREATE.
+    pub(crate) fn is_create() -> Self {
+        Self::Text("request.operation == 'CREATE'".to_owned())
+    }
+
+    /// Holds where one of the tests does.
+    pub(crate) fn any(tests: impl IntoIterator<Item = Self>) -> Self {
+        Self::join(tests, true)
+    }
+
+    /// Holds where all tests do.
+    pub(crate) fn all(tests: impl IntoIterator<Item = Self>) -> Self {
+        Self::join(tests, false)
+    }
+
+    /// Joins tests by `||` or `&&`; `decisive` is the constant that decides the whole.
+    fn join(tests: impl IntoIterator<Item = Self>, decisive: bool) -> Self {
+        let mut texts: Vec<String> = Vec::new();
+        for test in tests {
+            match test {
+                Self::Constant(value) if value == decisive => return Self::Constant(decisive),
+                Self::Constant(_) => {}
+                Self::Text(text) if texts.contains(&text) => {}
+                Self::Text(text) => texts.push(text),
+            }
+        }
+        let operator = if decisive { " || " } else { " && " };
+        match texts.as_slice() {
+            [] => Self::Constant(!decisive),
+            [only] => Self::Text(only.clone()),
+            _ => Self::Text(format!("({})", texts.join(operator))),
+        }
+    }
+
+    /// Holds where this one does not.
+    #[must_use]
+    pub(crate) fn not(self) -> Self {
+        match self {
+            Self::Constant(value) => Self::Constant(!value),
+            Self::Text(text) => Self::Text(format!("!({text})")),
+        }
+    }
+
+    /// Holds where one of some texts, called `variable`, passes a test.
+    pub(crate) fn any_text<'t>(
+        texts: impl IntoIterator<Item = &'t str>,
+        variable: &str,
+        test: impl FnOnce(&Value) -> Self,
+    ) -> Self {
+        let texts = literals(texts);
+        match (texts.is_empty(), test(&Value::named(variable))) {
+            (true, _) => Self::Constant(false),
+            (false, Self::Constant(value)) => Self::Constant(value),
+            (false, Self::Text(test)) => {
+                Self::Text(format!("[{}].exists({variable}, {test})", texts.join(", ")))
+            }
+        }
+    }
+
+    /// A test of a value under a name.
+    pub(crate) fn of(value: &Value, variable: &str, test: impl FnOnce(&Value) -> Self) -> Self {
+        match test(&Value::named(variable)) {
+            Self::Constant(value) => Self::Constant(value),
+            Self::Text(test) => Self::Text(format!("[{}].exists({variable}, {test})", value.0)),
+        }
+    }
+
+    /// Holds where one of some values, called `variable`, passes a test.
+    pub(crate) fn any_value(
+        values: impl IntoIterator<Item = Value>,
+        variable: &str,
+        test: impl FnOnce(&Value) -> Self,
+    ) -> Self {
+        let values = Value::list(values);
+        match test(&Value::named(variable)) {
+            Self::Constant(value) => Self::Constant(value && values.0 != "[]"),
+            Self::Text(test) => Self::Text(format!("{}.exists({variable}, {test})", values.0)),
+        }
+    }
+
+    /// Whether something is not the same in the stored object as in the new one. For an UPDATE.
+    pub(crate) fn differs(of: impl FnOnce(&Value) -> Value) -> Self {
+        let value = of(&Value::named("both")).0;
+        Self::Text(format!(
+            "[[object, oldObject].map(both, {value})].exists(p, p[0] != p[1])"
+        ))
+    }
+
+    /// Whether a test of one of both objects, the first variable, beside the other, the second, holds.
+    pub(crate) fn either_way(test: impl FnOnce(&Value, &Value) -> Self) -> Self {
+        let (here, there) = (Value::named("p[0]"), Value::named("p[1]"));
+        match test(&here, &there) {
+            Self::Constant(value) => Self::Constant(value),
+            Self::Text(test) => Self::Text(format!(
+                "[[object, oldObject], [oldObject, object]].exists(p, {test})"
+            )),
+        }
+    }
+
+    /// The expression.
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::Constant(value) => value.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+}
+
+impl Value {
+    /// The object as the API server would store it.
+    pub(crate) fn object() -> Self {
+        Self::named("object")
+    }
+
+    /// The value of a variable.
+    fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// A list of values. The API server wants elements of one type; `dyn` is one.
+    pub(crate) fn list(values: impl IntoIterator<Item = Self>) -> Self {
+        let values: Vec<String> = values
+            .into_iter()
+            .map(|value| format!("dyn({})", value.0))
+            .collect();
+        Self(format!("[{}]", values.join(", ")))
+    }
+
+    /// A list of texts.
+    pub(crate) fn texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
+        Self(format!("[{}]", literals(texts).join(", ")))
+    }
+
+    /// A list of what a function makes of the elements, each called `variable`, of this one, which is a
+    /// list.
+    pub(crate) fn map(&self, variable: &str, made: impl FnOnce(&Self) -> Self) -> Self {
+        let made = made(&Self::named(variable)).0;
+        Self(format!("{}.map({variable}, {made})", self.0))
+    }
+
+    /// Asks step by step whether there is something at a path of identifiers; and the path as a whole. Both
+    /// objects are maps.
+    fn reach(&self, path: &[&str]) -> (Vec<String>, String) {
+        let mut guard = Vec::new();
+        let mut whole = self.0.clone();
+        for key in path {
+            // Objects are maps.
+            if !matches!(whole.as_str(), "object" | "both" | "p[0]" | "p[1]") {
+                guard.push(format!("type({whole}) == map"));
+            }
+            let _ = write!(whole, ".{key}");
+            guard.push(format!("has({whole})"));
+        }
+        (guard, whole)
+    }
+
+    /// The value at a path of identifiers; null where there is none.
+    pub(crate) fn get(&self, path: &[&str]) -> Self {
+        match self.reach(path) {
+            (guard, whole) if guard.is_empty() => Self(whole),
+            (guard, whole) => Self(format!("({} ? {whole} : null)", guard.join(" && "))),
+        }
+    }
+
+    /// Whether there is something at a path of identifiers that is not null and passes a test.
+    pub(crate) fn has(&self, path: &[&str], test: impl FnOnce(&Self) -> Test) -> Test {
+        let (guard, whole) = self.reach(path);
+        let guard = guard.into_iter().map(Test::Text);
+        let test = test(&Self(whole));
+        Test::all(guard.chain([test]))
+    }
+
+    /// A list of the values of some keys; null for each that is not there. `name` is the map's.
+    pub(crate) fn values<'k>(&self, name: &str, keys: impl IntoIterator<Item = &'k str>) -> Self {
+        let list = self.named_as(name, |map| Self::texts(keys).map("k", |key| map.key(key)));
+        Self(format!("{}[0]", list.0))
+    }
+
+    /// A member that is known to be there.
+    pub(crate) fn member(&self, key: &str) -> Self {
+        Self(format!("{}.{key}", self.0))
+    }
+
+    /// The value of the key that `key` evaluates to; null where there is none.
+    pub(crate) fn key(&self, key: &Self) -> Self {
+        let (map, key) = (&self.0, &key.0);
+        Self(format!(
+            "(type({map}) == map && {key} in {map} ? {map}[{key}] : null)"
+        ))
+    }
+
+    /// Whether it has the key that `key` evaluates to, with a value that passes a test.
+    pub(crate) fn has_key(&self, key: &Self, test: impl FnOnce(&Self) -> Test) -> Test {
+        let (map, key) = (&self.0, &key.0);
+        let there = format!("type({map}) == map && {key} in {map}");
+        let test = test(&Self(format!("{map}[{key}]")));
+        Test::all([Test::Text(there), test])
+    }
+
+    /// The value of a text as a literal.
+    pub(crate) fn text(text: &str) -> Self {
+        Self(literal(text))
+    }
+
+    /// Whether it is a list of which an element, called `variable`, passes a test, or one with more than
+    /// `most` elements.
+    pub(crate) fn any_element(
+        &self,
+        most: usize,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Test {
+        self.any_member("list", most, variable, test)
+    }
+
+    /// Whether it is a list of at most `most` elements, of which one, called `variable`, passes a test.
+    pub(crate) fn any_of_few(
+        &self,
+        most: usize,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Test {
+        let list = &self.0;
+        let test = test(&Self::named(variable)).into_text();
+        Test::Text(format!(
+            "type({list}) == list && size({list}) <= {most} && {list}.exists({variable}, {test})"
+        ))
+    }
+
+    /// Whether it is a list of more than `most` elements.
+    pub(crate) fn is_longer_than(&self, most: usize) -> Test {
+        let list = &self.0;
+        Test::Text(format!("type({list}) == list && size({list}) > {most}"))
+    }
+
+    /// Whether it is a map of which a key, called `variable`, passes a test, or one with more than `most`
+    /// keys.
+    pub(crate) fn any_key(
+        &self,
+        most: usize,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Test {
+        self.any_member("map", most, variable, test)
+    }
+
+    fn any_member(
+        &self,
+        kind: &str,
+        most: usize,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Test {
+        let path = &self.0;
+        let found = match test(&Self::named(variable)) {
+            Test::Constant(false) => Test::Constant(false),
+            Test::Constant(true) => Test::Text(format!("size({path}) > 0")),
+            Test::Text(text) => Test::Text(format!("{path}.exists({variable}, {text})")),
+        };
+        let many = Test::Text(format!("size({path}) > {most}"));
+        Test::all([
+            Test::Text(format!("type({path}) == {kind}")),
+            Test::any([many, found]),
+        ])
+    }
+
+    /// What a function makes of each element, called `variable`, of a list; itself where it is none, or has
+    /// more than `most` elements.
+    pub(crate) fn each(
+        &self,
+        most: usize,
+        variable: &str,
+        made: impl FnOnce(&Self) -> Self,
+    ) -> Self {
+        let (list, made) = (&self.0, made(&Self::named(variable)).0);
+        Self(format!(
+            "(type({list}) == list && size({list}) <= {most} ? dyn({list}.map({variable}, {made})) : \
+             dyn({list}))"
+        ))
+    }
+
+    /// The elements, called `variable`, of a list that pass a test; itself where it is no list, or has more
+    /// than `most` elements.
+    pub(crate) fn those(
+        &self,
+        most: usize,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Self {
+        let (list, test) = (&self.0, test(&Self::named(variable)).into_text());
+        Self(format!(
+            "(type({list}) == list && size({list}) <= {most} ? dyn({list}.filter({variable}, {test})) : \
+             dyn({list}))"
+        ))
+    }
+
+    /// What a function makes of each element, called `variable`, of the list at a path; an empty list where
+    /// there is none, or one of more than `most` elements.
+    pub(crate) fn elements(
+        &self,
+        path: &[&str],
+        most: usize,
+        variable: &str,
+        made: impl FnOnce(&Self) -> Self,
+    ) -> Self {
+        let (guard, list) = self.reach(path);
+        let (guard, made) = (guard.join(" && "), made(&Self::named(variable)).0);
+        Self(format!(
+            "({guard} && type({list}) == list && size({list}) <= {most} ? \
+             dyn({list}.map({variable}, {made})) : dyn([]))"
+        ))
+    }
+
+    /// Whether an element of some lists, called `variable`, passes a test.
+    pub(crate) fn any_in(
+        lists: Vec<Self>,
+        variable: &str,
+        test: impl FnOnce(&Self) -> Test,
+    ) -> Test {
+        let lists = Self::list(lists).0;
+        match test(&Self::named(variable)) {
+            Test::Constant(value) => Test::Constant(value),
+            Test::Text(test) => {
+                Test::Text(format!("{lists}.exists(x, x.exists({variable}, {test}))"))
+            }
+        }
+    }
+
+    /// The first match of an RE2 expression where it is a text; itself elsewhere.
+    pub(crate) fn first_match(&self, pattern: &str) -> Self {
+        let (text, pattern) = (&self.0, literal(pattern));
+        Self(format!(
+            "(type({text}) == string ? dyn({text}.find({pattern})) : dyn({text}))"
+        ))
+    }
+
+    /// What a function makes of it under a name.
+    pub(crate) fn named_as(&self, variable: &str, made: impl FnOnce(&Self) -> Self) -> Self {
+        let (value, made) = (&self.0, made(&Self::named(variable)).0);
+        Self(format!("[dyn({value})].map({variable}, {made})"))
+    }
+
+    /// Whether it is not null.
+    pub(crate) fn is_not_null(&self) -> Test {
+        Test::Text(format!("{} != null", self.0))
+    }
+
+    /// Whether it is true.
+    pub(crate) fn is_true(&self) -> Test {
+        Test::Text(format!("{} == true", self.0))
+    }
+
+    /// Whether both are the same.
+    pub(crate) fn is(&self, other: &Self) -> Test {
+        Test::Text(format!("{} == {}", self.0, other.0))
+    }
+
+    /// Whether it is one of some texts.
+    pub(crate) fn is_among<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Test {
+        match literals(texts).as_slice() {
+            [] => Test::Constant(false),
+            [only] => Test::Text(format!("{} == {only}", self.0)),
+            texts => Test::Text(format!("{} in [{}]", self.0, texts.join(", "))),
+        }
+    }
+
+    /// Two texts with a space in between; both are known to be texts.
+    pub(crate) fn joined(&self, other: &Self) -> Self {
+        Self(format!("{} + ' ' + {}", self.0, other.0))
+    }
+
+    /// Whether it is a text.
+    pub(crate) fn is_text(&self) -> Test {
+        Test::Text(format!("type({}) == string", self.0))
+    }
+
+    /// Whether it is a text that begins with another.
+    pub(crate) fn starts_with(&self, prefix: &str) -> Test {
+        self.if_text(format!("{}.startsWith({})", self.0, literal(prefix)))
+    }
+
+    /// Whether it is a text that contains another.
+    pub(crate) fn has_part(&self, part: &str) -> Test {
+        self.if_text(format!("{}.contains({})", self.0, literal(part)))
+    }
+
+    /// Whether it is a text that has a match of an RE2 expression.
+    pub(crate) fn matches(&self, pattern: &str) -> Test {
+        self.if_text(format!("{}.matches({})", self.0, literal(pattern)))
+    }
+
+    /// Whether it is another text with one of some suffixes behind it.
+    pub(crate) fn is_with_suffix(&self, other: &Self, suffixes: &[&str]) -> Test {
+        let (own, other) = (&self.0, &other.0);
+        Test::Text(match suffixes {
+            [""] => format!("{own} == {other}"),
+            _ => format!(
+                "[{}].exists(x, {own} == {other} + x)",
+                literals(suffixes.iter().copied()).join(", ")
+            ),
+        })
+    }
+
+    fn if_text(&self, test: String) -> Test {
+        Test::all([self.is_text(), Test::Text(test)])
+    }
+}
+
+/// CEL string literals.
+fn literals<'t>(texts: impl IntoIterator<Item = &'t str>) -> Vec<String> {
+    texts.into_iter().map(literal).collect()
+}
+
+/// A CEL string literal.
+fn literal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('\'');
+    for letter in text.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '\'' => out.push_str("\\'"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            _ => out.push(letter),
+        }
+    }
+    out.push('\'');
+    out
+}

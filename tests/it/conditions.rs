@@ -1,0 +1,1121 @@
+//! The match conditions of the webhook configurations, as the API server evaluates them: they never fail,
+//! and they send whatever could be denied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use futures_util::{StreamExt as _, stream};
+use gangplank::{
+    facts::Facts,
+    finding::Verdict,
+    policy::Policy,
+    review::review,
+    rules::{Kind, RULES, kinds},
+    source,
+    subject::{Door, Operation, Subject},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    admission::places,
+    enforce::{deployment, evicting, gang, guarded, hpa, node_pool, reference, scaled_object},
+    fixtures::{fixtures, now},
+    harness::{Cluster, client},
+    overheard::Overheard,
+};
+
+/// Conditions inside the API server decide what is sent. An error in one would refuse the write, so
+/// they have to hold for objects with any optional member absent and for very large ones.
+#[test]
+fn match_conditions_send_what_may_matter_and_nothing_else() -> Result<()> {
+    let guarded = guarded()?;
+    let kubectl = guarded.cluster.namespace("conditions")?;
+    let plain = |name: &str| {
+        let mut object = deployment(name, 1, 1, &[]);
+        object["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({});
+        object
+    };
+    let container = |index: usize| json!({"name": format!("c{index}"), "image": "app"});
+    let mut claims = plain("sent-claims");
+    claims["spec"]["template"]["spec"]["resourceClaims"] =
+        json!([{"name": "gpu", "resourceClaimTemplateName": "gpu"}]);
+    let mut init = plain("sent-init");
+    init["spec"]["template"]["spec"]["initContainers"] = json!([
+        {"name": "warm", "image": "app", "resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}},
+    ]);
+    let mut requests = plain("sent-requests");
+    requests["spec"]["template"]["spec"]["containers"] = json!([
+        container(0),
+        {"name": "x", "image": "app", "resources": {"requests": {"amd.com/gpu": 1}, "limits": {"amd.com/gpu": 1}}},
+    ]);
+    let mut many = plain("sent-many");
+    many["spec"]["template"]["spec"]["containers"] = (0..65).map(container).collect();
+    let mut labelled = plain("sent-labelled");
+    labelled["metadata"]["labels"] = json!({"gangplank.dev/model-server": "true"});
+    let mut share = plain("sent-share");
+    share["spec"]["template"]["metadata"]["annotations"] = json!({"gpu-fraction": "0.5"});
+    let mut few = plain("quiet-few");
+    few["spec"]["template"]["spec"]["containers"] = (0..64).map(container).collect();
+    for object in [
+        &share,
+        &claims,
+        &init,
+        &requests,
+        &many,
+        &labelled,
+        &few,
+        &plain("quiet-plain"),
+    ] {
+        kubectl
+            .create(&object.to_string())?
+            .success()
+            .with_context(|| reference(object))?;
+    }
+    let log = guarded.gangplank.log();
+    for name in [
+        "sent-share",
+        "sent-claims",
+        "sent-init",
+        "sent-requests",
+        "sent-many",
+        "sent-labelled",
+    ] {
+        assert!(
+            log.contains(&format!("\"name\":\"{name}\"")),
+            "{name} was not sent"
+        );
+    }
+    assert!(!log.contains("\"name\":\"quiet-"), "{log}");
+    // Updates are looked at as well: new labels, annotations that come and go.
+    let sent = || {
+        guarded
+            .gangplank
+            .log()
+            .matches("\"name\":\"quiet-plain\"")
+            .count()
+    };
+    let exempt = format!(
+        "exempt.gangplank.dev/gang-scheduling=until={}; owner=team-llm; reason=load test",
+        gangplank::exempt::latest(jiff::Timestamp::now(), 30)
+    );
+    let steps: [(&str, &str, bool); 6] = [
+        ("label", "gangplank.dev/model-server=true", true),
+        ("annotate", "kai.scheduler/batch-min-member=1", true),
+        ("annotate", "kai.scheduler/batch-min-member-", true),
+        ("annotate", &exempt, true),
+        ("annotate", "exempt.gangplank.dev/gang-scheduling-", true),
+        ("annotate", "example.com/revision=1", false),
+    ];
+    for (verb, what, is_ours) in steps {
+        let before = sent();
+        kubectl
+            .run(&[verb, "--overwrite", "deployment/quiet-plain", what], None)?
+            .success()?;
+        assert_eq!(sent() > before, is_ours, "{verb} {what}");
+    }
+    // What KEDA makes is advised on. Among too many owners nobody looks for KEDA, and it is judged, once.
+    for (name, more, endpoint) in [("kedas", 0, "advise"), ("crowded", 64, "validate")] {
+        let owner = |index: usize| {
+            json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "llm",
+                "uid": format!("u{index}"), "controller": index == more})
+        };
+        let owners: Vec<Value> = (0..=more).map(owner).collect();
+        let selector = json!({"matchLabels": {"scaledobject.keda.sh/name": "llm"}});
+        let hpa = json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": name, "ownerReferences": owners},
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"},
+                "maxReplicas": 2,
+                "metrics": [{"type": "External", "external": {
+                    "metric": {"name": "s0-gpu-queue", "selector": selector},
+                    "target": {"type": "Value", "value": "1"}}}],
+            },
+        });
+        kubectl.create(&hpa.to_string())?.success()?;
+        let log = guarded.gangplank.log();
+        let asked: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains(&format!("\"name\":\"{name}\"")))
+            .collect();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        let endpoint = format!("\"endpoint\":\"{endpoint}\"");
+        assert!(asked[0].contains(&endpoint), "{asked:?}");
+    }
+    // An HPA that says no more than it has to.
+    let bare = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "bare"},
+        "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llm"}, "maxReplicas": 2},
+    });
+    kubectl.create(&bare.to_string())?.success()?;
+    Ok(())
+}
+
+/// A kind that API servers know by themselves.
+fn is_built_in(kind: &Kind) -> bool {
+    ["apps", "autoscaling", "batch"].contains(&kind.group)
+}
+
+/// Every custom kind that we are registered for, without a schema: whatever is written arrives at the
+/// conditions as it was written.
+fn without_schemas(cluster: &Cluster) -> Result<()> {
+    for kind in kinds::ALL.iter().filter(|kind| !is_built_in(kind)) {
+        let Kind {
+            group, resource, ..
+        } = kind;
+        let name = kind.kind;
+        let versions: Vec<Value> = (kind.versions.iter().enumerate())
+            .map(|(index, version)| {
+                let schema =
+                    json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+                json!({"name": version, "served": true, "storage": index == 0,
+                    "schema": {"openAPIV3Schema": schema}})
+            })
+            .collect();
+        let crd = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{resource}.{group}"),
+                "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
+            "spec": {
+                "group": group, "versions": versions,
+                "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+                "names": {"kind": name, "plural": resource, "singular": name.to_lowercase()},
+            },
+        });
+        cluster.kubectl().create(&crd.to_string())?.success()?;
+    }
+    let args = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "--all",
+    ];
+    cluster.kubectl().run(&args, None)?.success()?;
+    Ok(())
+}
+
+/// An object of each kind that says as much as it may: the seeds of the fuzz target that reads them.
+fn specimens() -> Result<Vec<(&'static Kind, Value)>> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/yaml");
+    let mut found: BTreeMap<&str, (&'static Kind, Value)> = BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+        let is_hostile =
+            (path.file_name()).is_some_and(|name| name.to_string_lossy().starts_with("hostile"));
+        for document in source::read(&text)
+            .into_iter()
+            .flatten()
+            .filter(|_| !is_hostile)
+        {
+            let value = Value::clone(&document.value);
+            let kind = kinds::ALL.iter().find(|kind| {
+                let version = value["apiVersion"].as_str().unwrap_or_default();
+                let ours = |known: &&str| version == format!("{}/{known}", kind.group);
+                kind.kind == value["kind"] && kind.versions.iter().any(ours)
+            });
+            let Some(kind) = kind else { continue };
+            let size = |value: &Value| value.to_string().len();
+            let known = found.get(kind.kind).map_or(0, |(_, known)| size(known));
+            if size(&value) > known {
+                found.insert(kind.kind, (*kind, value));
+            }
+        }
+    }
+    for kind in kinds::ALL {
+        ensure!(
+            found.contains_key(kind.kind),
+            "{} has no seed in {folder}",
+            kind.kind
+        );
+    }
+    Ok(found.into_values().collect())
+}
+
+fn without(value: &Value, place: &str) -> Value {
+    let mut value = value.clone();
+    let (parent, key) = place.rsplit_once('/').unwrap();
+    let key = key.replace("~1", "/").replace("~0", "~");
+    match value.pointer_mut(parent) {
+        Some(Value::Object(members)) => _ = members.remove(&key),
+        Some(Value::Array(list)) => _ = list.remove(key.parse().unwrap()),
+        _ => {}
+    }
+    value
+}
+
+/// What is written, to which kind, and what it is.
+type Write = (&'static Kind, String, Value);
+
+impl Overheard {
+    /// Writes all of them without keeping any; an error where a condition had one. Those that the API
+    /// server itself refuses have passed the conditions of the mutating entry at least. Says how many
+    /// it took.
+    fn dry_writes(&self, namespace: &str, writes: &[Write]) -> Result<BTreeSet<usize>> {
+        let errors = "apiserver_admission_match_condition_evaluation_errors_total";
+        let write = async |client: &kube::Client, (kind, what, value): &Write| -> Result<bool> {
+            let Kind { resource, .. } = kind;
+            let version = value["apiVersion"].as_str().context("a version")?;
+            let within = if kind.namespaced {
+                format!("namespaces/{namespace}/")
+            } else {
+                String::new()
+            };
+            let held = value["metadata"]["resourceVersion"].is_string();
+            let name = value["metadata"]["name"].as_str().context("a name")?;
+            let (method, name) = if held {
+                ("PUT", format!("/{name}"))
+            } else {
+                ("POST", String::new())
+            };
+            let path = format!(
+                "/apis/{version}/{within}{resource}{name}?dryRun=All&fieldValidation=Ignore"
+            );
+            let request = axum::http::Request::builder()
+                .method(method)
+                .uri(path)
+                .header("content-type", "application/json")
+                .body(value.to_string().into_bytes())?;
+            match client.request_text(request).await {
+                Ok(_) => Ok(true),
+                // Bad request, conflict with its own schema, too large.
+                Err(kube::Error::Api(status)) if [400, 413, 422].contains(&status.code) => {
+                    Ok(false)
+                }
+                Err(error) => Err(anyhow!("{}: {what}: {error:?}", kind.kind)),
+            }
+        };
+        let taken = self.runtime.block_on(async {
+            let client = client(self.cluster.kubeconfig()).await?;
+            let all = stream::iter(writes).map(|one| write(&client, one));
+            let all: Vec<Result<bool>> = all.buffered(4).collect().await;
+            let mut taken = BTreeSet::new();
+            for (index, one) in all.into_iter().enumerate() {
+                if one? {
+                    taken.insert(index);
+                }
+            }
+            anyhow::Ok(taken)
+        })?;
+        // Under Ignore an error shows here alone.
+        let metrics = self
+            .cluster
+            .kubectl()
+            .run(&["get", "--raw=/metrics"], None)?;
+        for line in metrics.success()?.lines() {
+            ensure!(!line.starts_with(errors), "{line}");
+        }
+        Ok(taken)
+    }
+}
+
+/// A condition that fails refuses the write, or under Ignore lets it by unseen. So none may, for any
+/// object of any kind, whichever of its members is absent: on CREATE, and on an UPDATE to and from it.
+#[test]
+fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand_containers()
+-> Result<()> {
+    let overheard = Overheard::start(false, Policy::default(), without_schemas)?;
+    let kubectl = overheard.cluster.namespace("conditions")?;
+    let namespace = kubectl.namespace().to_owned();
+    let mut writes: Vec<Write> = Vec::new();
+    for (kind, mut full) in specimens()? {
+        full["metadata"] = json!({
+            "name": "full", "labels": {"gangplank.dev/model-server": "true"},
+            "annotations": {"kai.scheduler/batch-min-member": "7",
+                "exempt.gangplank.dev/gang-scheduling": "until=2026-12-31; owner=a; reason=b"},
+            "ownerReferences": [{"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+                "name": "full", "uid": "u", "controller": true}],
+        });
+        if is_built_in(kind) && full["spec"]["template"].is_object() {
+            // What the API server itself asks of it.
+            full["spec"]["template"]["metadata"]["labels"] = json!({"app": "chat"});
+            if kind.kind == "Job" {
+                full["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+            }
+        }
+        if kind.namespaced {
+            full["metadata"]["namespace"] = json!(namespace);
+        }
+        let mut bare = json!({"apiVersion": full["apiVersion"], "kind": kind.kind,
+            "metadata": {"name": "bare"}});
+        let held = |object: &Value| -> Result<Value> {
+            kubectl.create(&object.to_string())?.success()?;
+            let of = format!(
+                "{}.{}.{}/{}",
+                kind.resource,
+                kind.versions[0],
+                kind.group,
+                object["metadata"]["name"].as_str().context("a name")?
+            );
+            kubectl.get(&of)
+        };
+        let mut all = Vec::new();
+        places(&full, "", &mut all);
+        let fixed = [
+            "",
+            "/apiVersion",
+            "/kind",
+            "/metadata",
+            "/metadata/name",
+            "/metadata/namespace",
+        ];
+        all.retain(|place| !fixed.contains(&place.as_str()));
+        let stored = held(&full).with_context(|| kind.kind)?;
+        for place in &all {
+            let less = without(&full, place);
+            let mut update = less.clone();
+            update["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+            let mut create = less;
+            create["metadata"]["name"] = json!("new");
+            writes.push((kind, format!("CREATE without {place}"), create));
+            writes.push((kind, format!("UPDATE without {place}"), update));
+        }
+        // From nothing to all of it; what the API server itself knows cannot be so bare.
+        if !is_built_in(kind) {
+            let stored = held(&bare).with_context(|| kind.kind)?;
+            let mut update = full.clone();
+            update["metadata"]["name"] = json!("bare");
+            update["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+            writes.push((kind, "UPDATE of nothing".to_owned(), update));
+            bare["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+            bare["metadata"]["labels"] = json!({"a": "b"});
+            writes.push((kind, "UPDATE of nothing to a label".to_owned(), bare));
+        }
+        crowds(kind, &full, &stored, &all, &mut writes);
+    }
+    let count = writes.len();
+    let taken = overheard.dry_writes(&namespace, &writes)?.len();
+    println!("{taken} of {count} writes were taken");
+    ensure!(
+        taken > count / 2,
+        "the API server itself refuses most of them: {taken} of {count}"
+    );
+    // All three entries had their say.
+    let heard = overheard.heard.lock().unwrap();
+    for path in ["/mutate", "/validate", "/validate/advise"] {
+        ensure!(heard.iter().any(|exchange| exchange.path == path), "{path}");
+    }
+    Ok(())
+}
+
+/// Every list and every map of an object with more members than a condition looks through, and with as
+/// many as it does. Containers and limits are so many that conditions would fail if they looked.
+fn crowds(
+    kind: &'static Kind,
+    full: &Value,
+    stored: &Value,
+    all: &[String],
+    writes: &mut Vec<Write>,
+) {
+    const CONTAINERS: usize = 10_000;
+    const LIMITS: usize = 100_000;
+    const LOOKED_THROUGH: usize = 64;
+    // Of what a container asks for.
+    const RESOURCES: usize = 16;
+    // What an UPDATE is compared by as a whole: the same words for every kind, so one stands for all. So it
+    // is with limits, and the API server itself takes seconds over them.
+    let whole =
+        ["/labels", "/annotations", "/ownerReferences"].map(|end| format!("/metadata{end}"));
+    for place in all {
+        let is_whole = whole.contains(place);
+        let many = if place.ends_with("ontainers") || (is_whole && kind.kind == "Deployment") {
+            CONTAINERS
+        } else if place.ends_with("/limits") && kind.kind == "InferenceService" {
+            LIMITS
+        } else {
+            LOOKED_THROUGH + 1
+        };
+        let fillers: Vec<Value> = match full.pointer(place) {
+            Some(Value::Array(list)) if list.first().is_some_and(Value::is_object) => {
+                let first = &list[0];
+                let small = if first.to_string().len() < 130 {
+                    first.clone()
+                } else {
+                    let kept = ["name", "image", "type"].into_iter();
+                    kept.filter_map(|key| Some((key.to_owned(), first.get(key)?.clone())))
+                        .collect()
+                };
+                let filled = |count: usize, element: &Value| -> Value {
+                    (0..count)
+                        .map(|index| {
+                            let mut element = element.clone();
+                            if element.get("name").is_some_and(Value::is_string) {
+                                element["name"] = json!(format!("c{index}"));
+                            }
+                            // Of owners with one uid the API server keeps one, and of several controllers
+                            // it complains one by one, each time with all of them.
+                            if element.get("controller").is_some() {
+                                element["uid"] = json!(format!("u{index}"));
+                                element["controller"] = json!(index + 1 == count);
+                            }
+                            element
+                        })
+                        .collect()
+                };
+                vec![filled(many, &small), filled(LOOKED_THROUGH, first)]
+            }
+            Some(Value::Object(members))
+                if members
+                    .values()
+                    .all(|value| !value.is_object() && !value.is_array()) =>
+            {
+                let filled = |count: usize| -> Value {
+                    (0..count)
+                        .map(|index| (format!("k{index}"), json!("1")))
+                        .collect()
+                };
+                let looked_through = if place.contains("/resources/") {
+                    RESOURCES
+                } else {
+                    LOOKED_THROUGH
+                };
+                vec![filled(many), filled(looked_through)]
+            }
+            _ => continue,
+        };
+        for filler in fillers {
+            let count = match &filler {
+                Value::Array(list) => list.len(),
+                other => other.as_object().map_or(0, serde_json::Map::len),
+            };
+            let mut create = full.clone();
+            create["metadata"]["name"] = json!("new");
+            *create.pointer_mut(place).expect("a place") = filler.clone();
+            writes.push((kind, format!("CREATE with {count} in {place}"), create));
+            if is_whole || place.ends_with("ontainers") {
+                let mut update = full.clone();
+                *update.pointer_mut(place).expect("a place") = filler;
+                update["metadata"]["resourceVersion"] =
+                    stored["metadata"]["resourceVersion"].clone();
+                writes.push((kind, format!("UPDATE with {count} in {place}"), update));
+            }
+        }
+    }
+}
+
+/// What may stand where something else belongs.
+fn shapes() -> [Value; 7] {
+    [
+        Value::Null,
+        json!("text"),
+        json!(5),
+        json!([]),
+        json!([["list"], {"a": 1}, null]),
+        json!({}),
+        json!({"key": null, "nvidia.com/gpu": ["x"]}),
+    ]
+}
+
+/// The object under another name, in a namespace where its kind has one.
+fn named(kind: &Kind, mut object: Value, name: &str, namespace: &str) -> Value {
+    if !object["metadata"].is_object() {
+        object["metadata"] = json!({});
+    }
+    object["metadata"]["name"] = json!(name);
+    if kind.namespaced {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    object
+}
+
+/// What an object is denied for on CREATE, or as an UPDATE of another; none where it is not.
+fn denied(policy: &Policy, facts: &Facts, object: &Value, old: Option<&Value>) -> Option<String> {
+    let subject = Subject::from_manifest(Arc::new(object.clone()))?;
+    let subject = Subject {
+        door: Door::Validate,
+        operation: old.map_or(Operation::Create, |_| Operation::Update),
+        old: old.map(|old| Arc::new(old.clone())),
+        ..subject
+    };
+    let review = review(policy, facts, &subject, now());
+    (review.verdict() == Verdict::Deny).then(|| review.rules(|_| true))
+}
+
+/// The kind of an object in a version that we are registered for.
+fn kind_of(object: &Value) -> Option<&'static Kind> {
+    let version = object["apiVersion"].as_str()?;
+    kinds::ALL.iter().copied().find(|kind| {
+        let ours = |known: &&str| version == format!("{}/{known}", kind.group);
+        kind.kind == object["kind"] && kind.versions.iter().any(ours)
+    })
+}
+
+/// The manifests of a text, each with what the others say, as far as they can be read.
+fn manifests(text: &str) -> Vec<(Value, Facts)> {
+    let read: Vec<_> = source::read(text).into_iter().flatten().collect();
+    let facts = Facts::from_documents(read.iter().map(|document| &document.value));
+    read.iter()
+        .map(|document| (Value::clone(&document.value), facts.clone()))
+        .collect()
+}
+
+/// Writes of what a policy denies, from the fixtures and the examples of the rules' pages, and what each is
+/// denied for.
+fn denied_manifests(policy: &Policy, namespace: &str) -> Vec<(Write, String)> {
+    let mut texts: Vec<(String, String)> = Vec::new();
+    for rule in RULES {
+        let of_rule = fixtures(rule.id).into_iter();
+        texts.extend(of_rule.map(|(name, text)| (format!("{}/{name}", rule.id), text)));
+    }
+    let pages = include_str!("../../policies/RULES.md")
+        .split("```yaml\n")
+        .skip(1);
+    texts.extend(pages.enumerate().filter_map(|(index, rest)| {
+        let (text, _) = rest.split_once("```")?;
+        Some((format!("example {index}"), text.to_owned()))
+    }));
+    let mut writes = Vec::new();
+    for (what, text) in texts {
+        for (object, facts) in manifests(&text) {
+            let Some(kind) = kind_of(&object) else {
+                continue;
+            };
+            let name = format!("w-{}", writes.len());
+            // The name is a part of what some verdicts go by.
+            let own = object["metadata"]["name"].as_str().unwrap_or_default();
+            let is_owned = object["metadata"]["ownerReferences"].is_array();
+            let name = if is_owned { own.to_owned() } else { name };
+            let object = named(kind, object, &name, namespace);
+            if let Some(rules) = denied(policy, &facts, &object, None) {
+                writes.push(((kind, what.clone(), object), rules));
+            }
+        }
+    }
+    writes
+}
+
+/// Which writes somebody asked about, by kind and name, and at which entry.
+fn entries(overheard: &Overheard) -> BTreeMap<(String, String), BTreeSet<String>> {
+    let heard = overheard.heard.lock().unwrap();
+    let mut entries: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
+    for exchange in heard.iter().filter(|exchange| exchange.path != "/mutate") {
+        let request = exchange.request();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let key = (text(&request["kind"]["kind"]), text(&request["name"]));
+        entries
+            .entry(key)
+            .or_default()
+            .insert(exchange.path.clone());
+    }
+    entries
+}
+
+/// A policy under which every rule denies.
+fn strict() -> Result<Policy> {
+    let rules: serde_json::Map<String, Value> = (RULES.iter())
+        .map(|rule| (rule.id.to_owned(), json!({"level": "deny"})))
+        .collect();
+    let document = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+        "existingViolations": "deny", "rules": rules});
+    Ok(Policy::from_document(&document)?)
+}
+
+/// Whatever a policy denies is sent by some entry: fixtures, examples, and the specimens of every kind with
+/// every place taken out or replaced by every shape. No condition fails for any of them.
+fn everything_denied_is_sent(policy: Policy, shapes: &[Value]) -> Result<()> {
+    let overheard = Overheard::start(false, policy, without_schemas)?;
+    let policy = overheard.policy();
+    let kubectl = overheard.cluster.namespace("complete")?;
+    let namespace = kubectl.namespace().to_owned();
+    let mut expected: BTreeMap<usize, String> = BTreeMap::new();
+    let mut writes: Vec<Write> = Vec::new();
+    for (write, rules) in denied_manifests(policy, &namespace) {
+        expected.insert(writes.len(), rules);
+        writes.push(write);
+    }
+    let of_manifests = writes.len();
+    for (kind, full) in specimens()? {
+        let mut all = Vec::new();
+        places(&full, "", &mut all);
+        all.retain(|place| {
+            !["", "/apiVersion", "/kind", "/metadata", "/metadata/name"].contains(&place.as_str())
+        });
+        for place in &all {
+            let mut others = vec![without(&full, place)];
+            for shape in shapes {
+                let mut other = full.clone();
+                *other.pointer_mut(place).context("a place")? = shape.clone();
+                others.push(other);
+            }
+            for (index, other) in others.into_iter().enumerate() {
+                let name = format!("w-{}", writes.len());
+                let object = named(kind, other, &name, &namespace);
+                if let Some(rules) = denied(policy, &Facts::unknown(), &object, None) {
+                    expected.insert(writes.len(), rules);
+                }
+                writes.push((kind, format!("{place}, shape {index}"), object));
+            }
+        }
+    }
+    let taken = overheard.dry_writes(&namespace, &writes)?;
+    let entries = entries(&overheard);
+    let mut missed = Vec::new();
+    let mut sent = 0;
+    for (index, rules) in &expected {
+        let (kind, what, object) = &writes[*index];
+        let name = object["metadata"]["name"].as_str().context("a name")?;
+        let asked = entries.contains_key(&(kind.kind.to_owned(), name.to_owned()));
+        sent += usize::from(asked);
+        if taken.contains(index) && !asked {
+            missed.push(format!("{} {what}: denied by {rules}", kind.kind));
+        }
+    }
+    println!(
+        "{} writes, {of_manifests} of manifests; {} taken; {} denied, of which {sent} were sent",
+        writes.len(),
+        taken.len(),
+        expected.len()
+    );
+    ensure!(missed.is_empty(), "not sent:\n{}", missed.join("\n"));
+    ensure!(sent > 100, "only {sent}");
+    Ok(())
+}
+
+#[test]
+fn whatever_the_default_policy_denies_is_sent_and_no_shape_makes_a_condition_fail() -> Result<()> {
+    everything_denied_is_sent(Policy::default(), &shapes())
+}
+
+#[test]
+fn whatever_a_policy_of_denials_denies_is_sent() -> Result<()> {
+    everything_denied_is_sent(strict()?, &[json!(null), json!("nvidia.com/gpu")])
+}
+
+/// A change of an object.
+type Change = (&'static str, fn(&mut Value));
+
+/// Which entry is asked about a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// The one that may block it while nobody answers.
+    Enforce,
+    /// The one that blocks nothing.
+    Advise,
+    /// None.
+    Nobody,
+}
+
+impl Overheard {
+    /// Which entry was asked about an object in the last write of it.
+    fn entry(&self, object: &Value) -> Entry {
+        let about = self.about(&reference(object));
+        let last = about.iter().rfind(|one| one.path != "/mutate");
+        match last.map(|one| one.path.as_str()) {
+            Some("/validate") => Entry::Enforce,
+            Some(_) => Entry::Advise,
+            None => Entry::Nobody,
+        }
+    }
+}
+
+/// A NodePool that requires this.
+fn pool(requirement: &Value) -> Value {
+    let mut pool = node_pool("pool", Some(evicting()));
+    let spec = &mut pool["spec"]["template"]["spec"];
+    spec["requirements"] = json!([requirement]);
+    spec["taints"] = json!([]);
+    pool
+}
+
+/// A NodePool of GPU machines with this disruption.
+fn gpu_pool(disruption: Value) -> Value {
+    node_pool("pool", Some(disruption))
+}
+
+fn triggered(kind: &str) -> Value {
+    let mut object = scaled_object("scaler", "q");
+    object["spec"]["triggers"][0]["type"] = json!(kind);
+    object
+}
+
+/// A Deployment whose container asks for one of these.
+fn asking(resource: &str) -> Value {
+    let mut object = deployment("asking", 1, 1, &[]);
+    object["spec"]["template"]["spec"]["containers"][0]["resources"] =
+        json!({"limits": {resource: "1"}});
+    object
+}
+
+fn resource_metric(name: &str) -> Value {
+    let mut object = hpa("resource", "x");
+    object["spec"]["metrics"] = json!([{"type": "Resource", "resource": {
+        "name": name, "target": {"type": "Utilization", "averageUtilization": 80}}}]);
+    object
+}
+
+fn ray_cluster() -> Value {
+    let template = &deployment("x", 8, 1, &[])["spec"]["template"];
+    json!({
+        "apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "ray"},
+        "spec": {
+            "headGroupSpec": {"rayStartParams": {}, "template": template},
+            "workerGroupSpecs": [{"groupName": "w", "replicas": 1, "minReplicas": 1,
+                "maxReplicas": 1, "numOfHosts": 1, "rayStartParams": {}, "template": template}],
+        },
+    })
+}
+
+fn inference_service() -> Value {
+    json!({
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+        "metadata": {"name": "served"},
+        "spec": {"predictor": {"minReplicas": 1, "model": {
+            "modelFormat": {"name": "huggingface"}, "image": "kserve/huggingfaceserver:v1",
+            "args": ["--tensor-parallel-size=8"],
+            "resources": {"limits": {"nvidia.com/gpu": "8"}}}}},
+    })
+}
+
+const CONTAINER: &str = "/spec/template/spec/containers/0";
+
+fn set(object: &mut Value, pointer: &str, value: Value) {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = object.pointer_mut(parent).expect("a place");
+    match parent {
+        Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+        members => members[key.replace("~1", "/")] = value,
+    }
+}
+
+/// While nobody answers, only a write that a rule could deny for what stands in the object waits. What
+/// leaves `enforce` goes to `advise`, where it is judged, and denied, while somebody answers.
+#[test]
+fn only_what_could_be_denied_may_have_to_wait() -> Result<()> {
+    use Entry::{Advise, Enforce, Nobody};
+    let overheard = Overheard::start(false, Policy::default(), without_schemas)?;
+    let kubectl = overheard.cluster.namespace("waits")?;
+    let family = "karpenter.k8s.aws/instance-family";
+    let category = "karpenter.k8s.aws/instance-category";
+    let kind = "node.kubernetes.io/instance-type";
+    let requires = |key: &str, operator: &str, values: &[&str]| {
+        pool(&json!({"key": key, "operator": operator, "values": values}))
+    };
+    let labelled = {
+        let mut object = requires("kubernetes.io/arch", "In", &["amd64"]);
+        object["spec"]["template"]["metadata"] =
+            json!({"labels": {"nvidia.com/gpu.present": "true"}});
+        object
+    };
+    let tainted = {
+        let mut object = requires("kubernetes.io/arch", "In", &["amd64"]);
+        object["spec"]["template"]["spec"]["taints"] =
+            json!([{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]);
+        object
+    };
+    let exempt = {
+        let mut object = asking("cpu");
+        object["metadata"]["annotations"] = json!({"exempt.gangplank.dev/gang-scheduling": "x"});
+        object
+    };
+    let when_empty = json!({"consolidationPolicy": "WhenEmpty", "consolidateAfter": "1h"});
+    let never =
+        json!({"consolidationPolicy": "WhenEmptyOrUnderutilized", "consolidateAfter": "Never"});
+    let creates: Vec<(&str, Value, Entry)> = vec![
+        (
+            "a family without GPUs",
+            requires(family, "In", &["m5", "c6i"]),
+            Advise,
+        ),
+        (
+            "a pool that leaves GPUs out",
+            requires(category, "NotIn", &["g", "p"]),
+            Advise,
+        ),
+        (
+            "a pool of machines without GPUs",
+            requires("karpenter.k8s.aws/instance-gpu-count", "DoesNotExist", &[]),
+            Advise,
+        ),
+        (
+            "GCP machines without GPUs",
+            requires(kind, "In", &["n2-standard-8"]),
+            Advise,
+        ),
+        (
+            "a family with GPUs",
+            requires(family, "In", &["m5", "p5"]),
+            Enforce,
+        ),
+        (
+            "a category with GPUs",
+            requires(category, "In", &["g"]),
+            Enforce,
+        ),
+        (
+            "a type of an unknown family",
+            requires(kind, "In", &["p99.48xlarge"]),
+            Enforce,
+        ),
+        (
+            "an Azure type with GPUs",
+            requires(kind, "In", &["Standard_NC24ads_A100_v4"]),
+            Enforce,
+        ),
+        (
+            "a GCP type with GPUs",
+            requires(kind, "In", &["a3-highgpu-8g"]),
+            Enforce,
+        ),
+        (
+            "a count of GPUs",
+            requires("karpenter.k8s.aws/instance-gpu-count", "Gt", &["0"]),
+            Enforce,
+        ),
+        ("a label of GPUs", labelled, Enforce),
+        ("a taint of GPUs", tainted, Enforce),
+        (
+            "a GPU pool that evicts nobody",
+            gpu_pool(when_empty),
+            Advise,
+        ),
+        (
+            "a GPU pool that is never consolidated",
+            gpu_pool(never),
+            Advise,
+        ),
+        ("a GPU pool that evicts", gpu_pool(evicting()), Enforce),
+        ("Kafka", triggered("kafka"), Advise),
+        ("the clock", triggered("cron"), Advise),
+        ("Redis", triggered("redis-cluster-streams"), Advise),
+        ("the CPU", triggered("cpu"), Advise),
+        ("a query", triggered("prometheus"), Enforce),
+        ("an external scaler", triggered("external"), Enforce),
+        ("a URL", triggered("metrics-api"), Enforce),
+        ("requests", hpa("x", "http_requests_per_second"), Advise),
+        ("a queue", hpa("x", "vllm:num_requests_waiting"), Advise),
+        ("a device", hpa("x", "DCGM_FI_DEV_GPU_UTIL"), Enforce),
+        ("a device in humps", hpa("x", "nodeGpuBusy"), Enforce),
+        (
+            "letters that look like others",
+            hpa("x", "\u{0433}pu_busy"),
+            Enforce,
+        ),
+        ("CPU", resource_metric("cpu"), Advise),
+        (
+            "a resource of GPUs",
+            resource_metric("nvidia.com/gpu"),
+            Enforce,
+        ),
+        ("GPUs", asking("nvidia.com/gpu"), Enforce),
+        (
+            "a slice of a GPU",
+            asking("nvidia.com/mig-1g.10gb"),
+            Enforce,
+        ),
+        ("another device", asking("smarter-devices/fuse"), Advise),
+        ("no device", asking("cpu"), Nobody),
+        ("no device, with an exemption", exempt, Advise),
+        ("Ray on GPUs", ray_cluster(), Enforce),
+        ("KServe on GPUs", inference_service(), Enforce),
+    ];
+    for (index, (what, mut object, entry)) in creates.into_iter().enumerate() {
+        object["metadata"]["name"] = json!(format!("c-{index}"));
+        let args = ["create", "--dry-run=server", "--filename=-"];
+        kubectl
+            .run(&args, Some(&object.to_string()))?
+            .success()
+            .context(what)?;
+        assert_eq!(overheard.entry(&object), entry, "{what}");
+    }
+
+    let tag: Change = ("another tag", |object| {
+        set(
+            object,
+            &format!("{CONTAINER}/image"),
+            json!("vllm/vllm-openai:v0.12.0"),
+        );
+    });
+    let changes: Vec<(Value, Vec<(Change, Entry)>)> = vec![
+        (
+            gpu_pool(evicting()),
+            vec![
+                (
+                    ("limits", |o| {
+                        o["spec"]["limits"] = json!({"nvidia.com/gpu": "64"})
+                    }),
+                    Advise,
+                ),
+                (("weight", |o| o["spec"]["weight"] = json!(5)), Advise),
+                (
+                    ("the policy", |o| {
+                        o["spec"]["disruption"]["consolidateAfter"] = json!("6m")
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("the machines", |o| {
+                        o["spec"]["template"]["spec"]["requirements"][0]["values"] = json!(["p4d"]);
+                    }),
+                    Enforce,
+                ),
+            ],
+        ),
+        (
+            gang("changed"),
+            vec![
+                (tag, Advise),
+                (
+                    ("a digest", |o| {
+                        let digest = "a".repeat(64);
+                        let image = format!("vllm/vllm-openai:v0.11.0@sha256:{digest}");
+                        set(o, &format!("{CONTAINER}/image"), json!(image));
+                    }),
+                    Advise,
+                ),
+                (
+                    ("another image", |o| {
+                        set(
+                            o,
+                            &format!("{CONTAINER}/image"),
+                            json!("mirror:5000/vllm:v0.11.0"),
+                        );
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("a restart", |o| {
+                        o["spec"]["template"]["metadata"]["annotations"] =
+                            json!({"kubectl.kubernetes.io/restartedAt": "now"});
+                    }),
+                    Advise,
+                ),
+                (("paused", |o| o["spec"]["paused"] = json!(true)), Advise),
+                (("replicas", |o| o["spec"]["replicas"] = json!(7)), Enforce),
+                (
+                    ("arguments", |o| {
+                        set(o, &format!("{CONTAINER}/args"), json!(["-tp=4"]))
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("a command", |o| {
+                        set(o, &format!("{CONTAINER}/command"), json!(["vllm"]))
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("the environment", |o| {
+                        set(
+                            o,
+                            &format!("{CONTAINER}/env"),
+                            json!([{"name": "A", "value": "b"}]),
+                        );
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("resources", |o| {
+                        let limits = json!({"limits": {"nvidia.com/gpu": "2"}});
+                        set(o, &format!("{CONTAINER}/resources"), limits);
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("the scheduler", |o| {
+                        o["spec"]["template"]["spec"]["schedulerName"] = json!("other-scheduler");
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("a minimum", |o| {
+                        o["metadata"]["annotations"] =
+                            json!({"kai.scheduler/batch-min-member": "7"});
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("the pods' queue", |o| {
+                        o["spec"]["template"]["metadata"]["labels"]["kai.scheduler/queue"] =
+                            json!("q");
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("an annotation of somebody else", |o| {
+                        o["metadata"]["annotations"] = json!({"example.com/a": "b"});
+                    }),
+                    Nobody,
+                ),
+            ],
+        ),
+        (
+            ray_cluster(),
+            vec![
+                (
+                    ("a worker's tag", |o| {
+                        let image = "/spec/workerGroupSpecs/0/template/spec/containers/0/image";
+                        set(o, image, json!("vllm/vllm-openai:v0.12.0"));
+                    }),
+                    Advise,
+                ),
+                (
+                    ("a worker's arguments", |o| {
+                        let args = "/spec/workerGroupSpecs/0/template/spec/containers/0/args";
+                        set(o, args, json!(["-tp=4"]));
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("hosts", |o| {
+                        set(o, "/spec/workerGroupSpecs/0/numOfHosts", json!(2))
+                    }),
+                    Enforce,
+                ),
+            ],
+        ),
+        (
+            inference_service(),
+            vec![
+                (
+                    ("a tag", |o| {
+                        let image = json!("kserve/huggingfaceserver:v2");
+                        set(o, "/spec/predictor/model/image", image);
+                    }),
+                    Advise,
+                ),
+                (
+                    ("its arguments", |o| {
+                        set(o, "/spec/predictor/model/args", json!([]))
+                    }),
+                    Enforce,
+                ),
+                (
+                    ("its least", |o| {
+                        set(o, "/spec/predictor/minReplicas", json!(2))
+                    }),
+                    Enforce,
+                ),
+            ],
+        ),
+    ];
+    for (number, (object, changes)) in changes.into_iter().enumerate() {
+        for (index, ((what, change), entry)) in changes.into_iter().enumerate() {
+            let mut object = object.clone();
+            object["metadata"]["name"] = json!(format!("u-{number}-{index}"));
+            kubectl
+                .create(&object.to_string())?
+                .success()
+                .context(what)?;
+            let before = overheard.about(&reference(&object)).len();
+            let mut held = kubectl.get(&reference(&object))?;
+            change(&mut held);
+            kubectl
+                .replace(&held.to_string())?
+                .success()
+                .context(what)?;
+            let asked = overheard.about(&reference(&object)).len() > before;
+            let found = if asked {
+                overheard.entry(&object)
+            } else {
+                Nobody
+            };
+            assert_eq!(found, entry, "{}: {what}", object["kind"]);
+        }
+    }
+    Ok(())
+}
