@@ -37,6 +37,7 @@ mod node_pools;
 mod patrol;
 mod policy;
 mod ratchet;
+mod recovery;
 mod registration;
 mod release;
 mod reload;
