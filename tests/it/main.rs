@@ -15,6 +15,7 @@ mod harness;
 mod admission;
 mod apiserver;
 mod audit;
+mod break_glass;
 mod certificates;
 mod chart;
 mod check;
