@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 
 use crate::{
     finding::FieldPath,
@@ -146,7 +147,7 @@ fn load_policy(path: Option<&Path>) -> Result<Policy, String> {
         name: &name,
         text: &text,
     }
-    .read()
+    .read(Timestamp::now())
 }
 
 /// The text of a policy file.
@@ -168,11 +169,11 @@ pub struct PolicyText<'t> {
 }
 
 impl PolicyText<'_> {
-    /// Reads it.
+    /// Reads it as of a moment: a date in it may be too far ahead.
     ///
     /// # Errors
     /// A text that names line, column and what is wrong there.
-    pub fn read(self) -> Result<Policy, String> {
+    pub fn read(self, now: Timestamp) -> Result<Policy, String> {
         let Self { name, text } = self;
         let mut documents = source::read(text);
         if documents.len() > 1 {
@@ -196,7 +197,9 @@ impl PolicyText<'_> {
             }
             Some(Ok(document)) => document,
         };
-        Policy::from_document(&document.value).map_err(|PolicyError { path, message }| {
+        let read = Policy::from_document(&document.value)
+            .and_then(|policy| policy.check_dates(now).map(|()| policy));
+        read.map_err(|PolicyError { path, message }| {
             let (key, value) = document.marks.locate(&path);
             // What is wrong with a scalar is mostly its value; with anything else, its name.
             let scalar = document.value.pointer(&path.pointer());

@@ -114,7 +114,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
     let mut asks = Vec::new();
     let mut patch = Patch::default();
     let mut judged = None;
-    let dry = policy.mode_in(subject.namespace.as_deref(), facts) == Mode::DryRun;
+    let dry = policy.mode_in(subject.namespace.as_deref(), facts, now) == Mode::DryRun;
     // Under `dryRun` nothing was filled before the object came to be judged, so that it is judged as if
     // it had been: what would be filled is no violation.
     let fills = match subject.door {

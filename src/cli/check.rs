@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> u8 {
         }
     };
     let now = Timestamp::now();
-    for line in policy.exemptions().ending(now) {
+    for line in policy.reminders(now) {
         report::complain(&line);
     }
     let baseline = match args.baseline.as_deref().map(baseline).transpose() {

@@ -143,7 +143,7 @@ fn check(files: &[PathBuf]) -> u8 {
             Ok(policy) => {
                 let (mode, hash) = (policy.mode.as_str(), policy.hash());
                 let _ = writeln!(text, "{}: ok, mode {mode}, {hash}", file.display());
-                for line in policy.exemptions().ending(Timestamp::now()) {
+                for line in policy.reminders(Timestamp::now()) {
                     report::complain(&format!("{}: {line}", file.display()));
                 }
             }
@@ -171,7 +171,8 @@ fn show(policy: &Policy, namespace: Option<&str>, labels: &[(String, String)], f
         }
         None => Facts::unknown(),
     };
-    let document = policy.written_out(namespace.map(|name| (name, &facts)));
+    let now = Timestamp::now();
+    let document = policy.written_out(namespace.map(|name| (name, &facts, now)));
     let text = match form {
         Form::Yaml => yaml(&document).map_err(|error| error.to_string()),
         Form::Json => serde_json::to_string_pretty(&document)
@@ -192,13 +193,14 @@ fn show(policy: &Policy, namespace: Option<&str>, labels: &[(String, String)], f
 /// # Errors
 /// Where YAML cannot hold the document.
 pub fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
-    const ORDER: [&str; 10] = [
+    const ORDER: [&str; 11] = [
         "apiVersion",
         "kind",
         "mode",
         "existingViolations",
         "rules",
         "overrides",
+        "restore",
         "production",
         "gangScheduler",
         "warmPools",

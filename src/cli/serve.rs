@@ -288,7 +288,7 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
     let (policy, file) = policy(args.policy.as_deref())?;
-    for line in policy.exemptions().ending(Timestamp::now()) {
+    for line in policy.reminders(Timestamp::now()) {
         tracing::warn!("{line}");
     }
     let traces = Traces::from_env().map_err(|error| anyhow!(error))?;
@@ -508,7 +508,7 @@ fn policy(path: Option<&Path>) -> anyhow::Result<(Policy, Option<PolicyFile>)> {
         name: &name,
         text: &text,
     }
-    .read()
+    .read(Timestamp::now())
     .map_err(|error| anyhow!(error))?;
     Ok((policy, Some(PolicyFile::new(path, text))))
 }

@@ -1,5 +1,6 @@
 //! What a policy comes to: every level and parameter, defaults included, as a document.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{Policy, RuleLevel};
@@ -22,15 +23,16 @@ impl Policy {
         setting.map_or(Value::Null, |setting| (rule.params.write)(&setting.params))
     }
 
-    /// The whole policy as a policy file that says everything. For a namespace it is what holds there:
-    /// its overrides are taken in, and so is whether it serves production traffic.
-    pub fn written_out(&self, namespace: Option<(&str, &Facts)>) -> Value {
+    /// The whole policy as a policy file that says everything. For a namespace it is what holds there at
+    /// this moment: its overrides and restores are taken in, and so is whether it serves production
+    /// traffic.
+    pub fn written_out(&self, namespace: Option<(&str, &Facts, Timestamp)>) -> Value {
         let mut document = serde_json::to_value(&self.file).unwrap_or_default();
         let rules: Map<String, Value> = RULES
             .iter()
             .map(|rule| {
                 let (level, params) = match namespace {
-                    Some((name, facts)) => {
+                    Some((name, facts, _)) => {
                         let effective = self.effective_in(rule, Some(name), facts);
                         effective.map_or((RuleLevel::Off, Value::Null), |effective| {
                             (effective.level, (rule.params.write)(effective.params))
@@ -47,9 +49,16 @@ impl Policy {
             .collect();
         if let Some(members) = document.as_object_mut() {
             members.insert("rules".to_owned(), Value::Object(rules));
-            if let Some((name, facts)) = namespace {
+            if let Some((name, facts, now)) = namespace {
                 members.insert("overrides".to_owned(), json!([]));
-                members.insert("mode".to_owned(), json!(self.mode_in(Some(name), facts)));
+                let mode = self.mode_in(Some(name), facts, now);
+                members.insert("mode".to_owned(), json!(mode));
+                // Those that say why, narrowed to this namespace.
+                let restores: Vec<Value> = self
+                    .restores_in(name, now)
+                    .map(|restore| restore.narrowed(name))
+                    .collect();
+                members.insert("restore".to_owned(), json!(restores));
                 let production = if self.is_production(name, facts) {
                     json!({"namespaces": [name], "namespaceSelector": {"matchLabels": {}}})
                 } else {
@@ -122,7 +131,7 @@ mod tests {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "team-b", "labels": {"tier": "test"}}});
         let facts = Facts::from_documents([&std::sync::Arc::new(namespace)]);
-        let of = |name: &str| policy.written_out(Some((name, &facts)));
+        let of = |name: &str| policy.written_out(Some((name, &facts, Timestamp::UNIX_EPOCH)));
         let level = |name: &str| of(name)["rules"]["gang-scheduling"]["level"].clone();
         assert_eq!(level("team-a"), "warn");
         assert_eq!(level("team-b"), "off");
@@ -135,5 +144,28 @@ mod tests {
             json!({"team-a": "teams"})
         );
         assert_eq!(of("other")["gangScheduler"]["queues"], json!({}));
+    }
+
+    #[test]
+    fn for_a_namespace_that_is_restored_it_says_so_and_why() {
+        let entry = |namespaces: Value, until: &str| json!({"namespaces": namespaces, "until": until, "owner": "sre", "reason": "a backup"});
+        let policy = policy(&json!({"restore": [
+            entry(json!(["team-*"]), "2027-01-31"),
+            entry(json!(["team-a", "other"]), "2027-01-20"),
+        ]}));
+        let now = "2027-01-28T00:00:00Z".parse().unwrap();
+        let of = |name: &str| policy.written_out(Some((name, &Facts::unknown(), now)));
+        let team = of("team-a");
+        assert_eq!(team["mode"], "dryRun");
+        assert_eq!(
+            team["restore"],
+            json!([entry(json!(["team-a"]), "2027-01-31")])
+        );
+        let other = of("other");
+        assert_eq!(
+            (&other["mode"], &other["restore"]),
+            (&json!("enforce"), &json!([]))
+        );
+        assert!(Policy::from_document(&team).is_ok());
     }
 }

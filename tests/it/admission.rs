@@ -140,6 +140,44 @@ async fn under_dry_run_nothing_is_denied_and_the_audit_log_tells_what_would_be()
     assert_eq!(answer("/validate", "ready").await["allowed"], false);
 }
 
+/// A restore is a dry run with an end: the same answers, warnings and audit annotations.
+#[tokio::test]
+async fn what_is_restored_is_warned_of_until_its_day_has_passed() {
+    let restoring = |days: i64| {
+        let until = Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+        let document = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+            "overrides": [{"namespaces": ["team-*"], "mode": "enforce"}],
+            "restore": [{"namespaces": ["team-*"], "until": until.strftime("%Y-%m-%d").to_string(),
+                "owner": "sre", "reason": "rebuilt from the backup"}]});
+        let policy = Policy::from_document(&document).unwrap();
+        Arc::new(Desk::new(policy, Arc::new(Metrics::new())))
+    };
+    let bad = hpa("DCGM_FI_DEV_GPU_UTIL");
+    let answer = async |desk: &Arc<Desk>, path: &str, namespace: &str| {
+        let mut review = review_of("CREATE", &bad, &Value::Null);
+        review["request"]["namespace"] = json!(namespace);
+        review["request"]["object"]["metadata"]["namespace"] = json!(namespace);
+        post(desk, path, review.to_string()).await.1["response"].clone()
+    };
+    let now = restoring(5);
+    let response = answer(&now, "/validate", "team-a").await;
+    assert_eq!(response["allowed"], true);
+    assert_eq!(response["auditAnnotations"]["verdict"], "would-deny");
+    let warning = response["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("gpu-utilization-signal: would be denied: spec.metrics[0]"));
+    assert!(
+        answer(&now, "/mutate", "team-a")
+            .await
+            .get("patch")
+            .is_none()
+    );
+    assert_eq!(answer(&now, "/validate", "other").await["allowed"], false);
+    for days in [-2, 30] {
+        let response = answer(&restoring(days), "/validate", "team-a").await;
+        assert_eq!(response["allowed"], false, "{days} days ahead");
+    }
+}
+
 #[tokio::test]
 async fn what_is_going_away_or_not_ours_or_unchanged_is_let_through() {
     let desk = Arc::new(desk());

@@ -208,6 +208,168 @@ fn the_role_covers_what_is_judged_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// Who may call the port of the webhook, and what the pods may reach, by the NetworkPolicy.
+#[test]
+fn only_the_api_server_is_let_in_where_it_is_known() -> Result<()> {
+    let policy = |more: &[&str]| -> Result<Value> {
+        let objects = rendered(more)?;
+        Ok(one(&objects, "NetworkPolicy", NAME)?["spec"].clone())
+    };
+    let silent = policy(&[])?;
+    let webhook = json!([{"port": "webhook", "protocol": "TCP"}]);
+    assert_eq!(silent["ingress"][0], json!({"ports": webhook}), "anybody");
+    assert_eq!(silent["egress"], json!([{}]), "anywhere");
+
+    let blocks = |cidrs: &[&str]| -> Vec<Value> {
+        let block = |cidr: &&str| json!({"ipBlock": {"cidr": cidr}});
+        cidrs.iter().map(block).collect()
+    };
+    let cidrs = ["10.0.0.10/32", "10.0.0.11/32"];
+    let set = [
+        "--set",
+        "networkPolicy.apiServerCIDRs={10.0.0.10/32,10.0.0.11/32}",
+    ];
+    let known = policy(&set)?;
+    assert_eq!(known["ingress"][0]["from"], json!(blocks(&cidrs)));
+    assert_eq!(known["egress"][0]["to"], json!(blocks(&cidrs)));
+
+    // The agents of a tunnel call on behalf of an API server that is reached elsewhere.
+    let agents = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "konnectivity-agent"}},
+    });
+    let from = format!("networkPolicy.apiServerFrom=[{agents}]");
+    let tunnelled = policy(&["--set-json", &from])?;
+    assert_eq!(tunnelled["ingress"][0]["from"], json!([agents]));
+    assert_eq!(tunnelled["ingress"][0]["ports"], webhook);
+    assert_eq!(tunnelled["egress"], json!([{}]));
+    let both = policy(&["--set-json", &from, set[0], set[1]])?;
+    let mut all = blocks(&cidrs);
+    all.push(agents);
+    assert_eq!(both["ingress"][0]["from"], json!(all));
+    Ok(())
+}
+
+/// What `helm install` says with these values.
+fn notes(more: &[&str]) -> Result<String> {
+    let helm = Helm::of(shared_cluster()?)?;
+    let path = chart();
+    let mut all = vec!["install", NAME, path.to_str().context("a path")?];
+    all.extend(["--namespace", NAMESPACE, "--dry-run=client"]);
+    all.extend(more);
+    let said = helm.run(&all)?.success()?;
+    let (_, notes) = said.split_once("NOTES:\n").context("notes")?;
+    // A sentence may be broken anywhere.
+    Ok(notes.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn the_notes_say_who_can_reach_the_port_and_what_to_set() -> Result<()> {
+    let anybody = "Any pod of the cluster can reach port 8443, which only the API server has to";
+    let silent = notes(&[])?;
+    ensure!(silent.contains(anybody), "{silent}");
+    ensure!(
+        silent.contains("networkPolicy.apiServerCIDRs={10.0.0.10/32"),
+        "{silent}"
+    );
+    ensure!(silent.contains("networkPolicy.apiServerFrom"), "{silent}");
+    for (set, says, not) in [
+        (
+            "networkPolicy.apiServerCIDRs={10.0.0.10/32}",
+            None,
+            Some("can reach port"),
+        ),
+        (
+            "networkPolicy.enabled=false",
+            Some("there is no NetworkPolicy"),
+            None,
+        ),
+        (
+            "networkPolicy.enabled=false,networkPolicy.apiServerCIDRs={10.0.0.10/32}",
+            Some(anybody),
+            None,
+        ),
+        (
+            "hostNetwork=true,networkPolicy.apiServerCIDRs={10.0.0.10/32}",
+            Some("Whoever reaches the nodes reaches port 8443 too"),
+            None,
+        ),
+        (
+            "tls.clientCA.configMap=api-server-ca",
+            Some("Only clients with a certificate of the ConfigMap api-server-ca are answered"),
+            Some(anybody),
+        ),
+        ("ports.webhook=10250", Some("can reach port 10250"), None),
+    ] {
+        let said = notes(&["--set", set])?;
+        ensure!(says.is_none_or(|says| said.contains(says)), "{set}: {said}");
+        ensure!(not.is_none_or(|not| !said.contains(not)), "{set}: {said}");
+    }
+    let agents = "networkPolicy.apiServerFrom=[{\"podSelector\": {}}]";
+    let said = notes(&["--set-json", agents])?;
+    ensure!(!said.contains("can reach port"), "{said}");
+    Ok(())
+}
+
+/// What the notes and the alert say of an outage is what the registration does.
+#[test]
+fn the_notes_and_the_alert_say_of_an_outage_what_is_true() -> Result<()> {
+    const REFUSED: &str = "a write that may have to be denied is refused";
+    const DELETE: &str = "kubectl delete validatingwebhookconfiguration gangplank";
+    let enforced = "policy.overrides=[{\"namespaces\": [\"team-a\"], \"mode\": \"enforce\"}]";
+    let alert = "metrics.prometheusRule.enabled=true";
+    for (values, says, not, severity) in [
+        (
+            &[][..],
+            &[REFUSED, DELETE, "The policy enforces"][..],
+            &["dryRun: nothing"][..],
+            "critical",
+        ),
+        (
+            &["--set", "policy.mode=dryRun"],
+            &[
+                "nothing is denied or filled",
+                "while no replica answers none is refused",
+            ],
+            &[REFUSED, DELETE],
+            "warning",
+        ),
+        (
+            &["--set", "policy.mode=dryRun", "--set-json", enforced],
+            &[
+                "enforce in the namespaces of some overrides",
+                REFUSED,
+                "those in dryRun among them",
+            ],
+            &["nothing is denied or filled, writers"],
+            "critical",
+        ),
+        (
+            &["--set", "failurePolicy=Ignore"],
+            &["a write that may have to be denied is let through"],
+            &[REFUSED],
+            "warning",
+        ),
+    ] {
+        let said = notes(values)?;
+        for text in says {
+            ensure!(said.contains(text), "{values:?}: no {text:?} in {said}");
+        }
+        for text in not {
+            ensure!(!said.contains(text), "{values:?}: {text:?} in {said}");
+        }
+        let objects = rendered(&[values, &["--set", alert]].concat())?;
+        let rule = one(&objects, "PrometheusRule", NAME)?;
+        let down = &rule["spec"]["groups"][0]["rules"][0];
+        assert_eq!(down["labels"]["severity"], severity, "{values:?}");
+        let refused = down["annotations"]["description"]
+            .to_string()
+            .contains("are refused");
+        assert_eq!(refused, severity == "critical", "{values:?}");
+    }
+    Ok(())
+}
+
 /// The names of the series of an expression.
 fn series(expr: &Expr, names: &mut BTreeSet<String>) {
     match expr {

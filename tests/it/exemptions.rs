@@ -417,18 +417,18 @@ fn namespaces_are_exempt_by_the_policy_until_its_date() {
         ))
     );
     assert_eq!(
-        with("2026-11-22").exemptions().ending(now()),
+        with("2026-11-22").reminders(now()),
         [
             "the policy's exemptions.namespaces[0] (gpu-utilization-signal, gang-scheduling; owner team-llm) ended with 2026-11-22 and exempts nothing"
         ]
     );
     assert_eq!(
-        with("2026-12-01").exemptions().ending(now()),
+        with("2026-12-01").reminders(now()),
         [
             "the policy's exemptions.namespaces[0] (gpu-utilization-signal, gang-scheduling; owner team-llm) ends with 2026-12-01"
         ]
     );
-    assert!(with("2027-12-01").exemptions().ending(now()).is_empty());
+    assert!(with("2027-12-01").reminders(now()).is_empty());
     // It needs no date within maxDays: whoever writes the policy may do anything.
     assert_eq!(create(&with("2031-01-01"), "inference"), "exempt");
 }

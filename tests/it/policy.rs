@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::check::{folder, gangplank};
@@ -134,6 +135,74 @@ fn what_is_shown_is_a_policy_file_of_the_same_meaning() {
         &["policy", "show", "--namespace-label", "a=b"],
     );
     assert!(code == 2 && err.contains("--namespace"), "{err}");
+}
+
+/// A policy that has this namespace restored until a day so many days ahead.
+fn restoring(namespace: &str, days: i64) -> String {
+    let until = (Timestamp::now() + SignedDuration::from_hours(24 * days)).strftime("%Y-%m-%d");
+    format!(
+        "{DEFAULT}restore:\n- namespaces: [{namespace}]\n  until: \"{until}\"\n  owner: sre\n  \
+         reason: rebuilt from the backup\n"
+    )
+}
+
+#[test]
+fn a_restore_is_refused_where_it_would_last_and_told_of_where_it_holds() {
+    let folder = folder(&[
+        ("far.yaml", restoring("team-*", 9).as_bytes()),
+        ("near.yaml", restoring("team-*", 5).as_bytes()),
+        ("over.yaml", restoring("team-*", -2).as_bytes()),
+        ("default.yaml", DEFAULT.as_bytes()),
+        ("live/objects.yaml", OBJECTS.as_bytes()),
+    ]);
+    let gangplank = |args: &[&str]| run(folder.path(), args);
+    let (code, out, err) = gangplank(&["policy", "check", "far.yaml"]);
+    assert_eq!((code, out.as_str()), (2, ""), "{err}");
+    let says = "far.yaml:5:10: restore[0].until: ";
+    assert!(
+        err.contains(says) && err.contains("is more than 7 days ahead"),
+        "{err}"
+    );
+    // The same wherever a policy is read, `serve` among them: it does not start with it.
+    for args in [
+        &["check", "--policy", "far.yaml", "live"][..],
+        &["serve", "--policy", "far.yaml"],
+    ] {
+        let (code, _, err) = gangplank(args);
+        assert!(code == 2 && err.contains(says), "{args:?}: {code} {err}");
+    }
+
+    let (code, out, err) = gangplank(&["policy", "check", "near.yaml", "over.yaml"]);
+    assert!(code == 0 && out.contains("near.yaml: ok"), "{out}{err}");
+    let holds = "near.yaml: the policy's restore[0] (team-*; owner sre) holds through ";
+    assert!(err.contains(holds), "{err}");
+    assert!(
+        err.contains("over.yaml: the policy's restore[0] (team-*; owner sre) ended with "),
+        "{err}"
+    );
+
+    let shown = |file, namespace| -> Value {
+        let args = ["policy", "show", file, "-o", "json", "-n", namespace];
+        let shown: Value = serde_json::from_str(&gangplank(&args).1).unwrap();
+        json!([shown["mode"], shown["restore"][0]["namespaces"]])
+    };
+    assert_eq!(shown("near.yaml", "team-a"), json!(["dryRun", ["team-a"]]));
+    assert_eq!(shown("near.yaml", "other"), json!(["enforce", null]));
+    assert_eq!(shown("over.yaml", "team-a"), json!(["enforce", null]));
+
+    // Its end is what denies again, and a NodePool is denied all the while.
+    let diff = |old, new| gangplank(&["policy", "diff", old, new, "live"]);
+    let (code, out, _) = diff("near.yaml", "default.yaml");
+    assert!(
+        code == 1 && out.contains("warn -> deny: HorizontalPodAutoscaler"),
+        "{out}"
+    );
+    assert!(!out.contains("NodePool"), "{out}");
+    let (code, out, _) = diff("over.yaml", "default.yaml");
+    assert!(
+        code == 0 && out.starts_with("0 of 3 objects change"),
+        "{out}"
+    );
 }
 
 /// A NodePool that evicts, a pool that says nothing, and an HPA on GPU utilization.

@@ -240,6 +240,11 @@ fn a_swapped_policy_takes_effect_under_load_and_a_bad_one_does_not() -> Result<(
             "apiVersion: gangplank.dev/v1alpha1\nkind: Policy\nrules: {",
             "policy.yaml:3",
         ),
+        (
+            "apiVersion: gangplank.dev/v1alpha1\nkind: Policy\nrestore: [{namespaces: ['*'], \
+             until: '9999-12-31', owner: sre, reason: far}]",
+            "restore[0].until: 9999-12-31 is more than 7 days ahead",
+        ),
         ("", "is empty"),
     ] {
         volume.swap(text)?;
@@ -252,8 +257,26 @@ fn a_swapped_policy_takes_effect_under_load_and_a_bad_one_does_not() -> Result<(
     denied_by(&create("chat")?, MEMORY);
     ensure!(get(&gangplank, "/readyz")?.0 == 200, "ready all the same");
 
-    // What the new policy makes of the webhook configurations is written at once.
+    // A namespace that is restored is warned, until its day has passed; what may be denied elsewhere, and
+    // here after that day, goes on to wait.
     symlink("..data/policy.yaml", volume.file())?;
+    let day = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(5 * 24);
+    let mut restoring: Value = serde_json::from_str(&denying(UTILIZATION, "enforce"))?;
+    restoring["restore"] = json!([{"namespaces": [kubectl.namespace()], "owner": "sre",
+        "until": day.strftime("%Y-%m-%d").to_string(), "reason": "rebuilt from the backup"}]);
+    volume.swap(&restoring.to_string())?;
+    eventually("what is restored is warned of", SOON, || {
+        let answer = create("restored").ok()?;
+        let says = format!("{UTILIZATION}: would be denied: ");
+        (answer.accepted() && answer.stderr.contains(&says)).then_some(())
+    })?;
+    let elsewhere = cluster.namespace("elsewhere")?;
+    let other = hpa_without_namespace("chat").to_string();
+    denied_by(&elsewhere.create(&other)?, UTILIZATION);
+    let held = kubectl.get("validatingwebhookconfiguration/gangplank")?;
+    ensure!(held["webhooks"][0]["failurePolicy"] == "Fail", "{held}");
+
+    // What the new policy makes of the webhook configurations is written at once.
     volume.swap(&denying(UTILIZATION, "dryRun"))?;
     let warned = || {
         let answer = create("dry").ok()?;

@@ -51,6 +51,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether something may be denied: "everywhere", "somewhere" (by an override), or nothing. */ -}}
+{{- define "gangplank.enforces" -}}
+{{- $somewhere := "" -}}
+{{- range get .Values.policy "overrides" | default list -}}
+{{- if eq (get . "mode" | default "") "enforce" -}}{{- $somewhere = "somewhere" -}}{{- end -}}
+{{- end -}}
+{{- if eq (get .Values.policy "mode" | default "enforce") "enforce" -}}everywhere{{- else -}}{{ $somewhere }}{{- end -}}
+{{- end -}}
+
 {{- /* The policy file, as a map. */ -}}
 {{- define "gangplank.policy" -}}
 {{- merge (dict "apiVersion" "gangplank.dev/v1alpha1" "kind" "Policy") .Values.policy | toYaml -}}

@@ -72,12 +72,12 @@ impl PolicyFile {
                     name: &shown,
                     text: &text,
                 }
-                .read()
+                .read((desk.clock)())
             });
             match read {
                 Ok(policy) => {
                     let hash = policy.hash().to_owned();
-                    for line in policy.exemptions().ending((desk.clock)()) {
+                    for line in policy.reminders((desk.clock)()) {
                         tracing::warn!("{line}");
                     }
                     if *hash == *desk.policy.load().hash() {

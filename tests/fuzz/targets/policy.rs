@@ -14,7 +14,7 @@ fn read(text: &str) -> Result<Policy, String> {
         name: "policy.yaml",
         text,
     }
-    .read()
+    .read(super::now())
 }
 
 pub(crate) fn target(data: &[u8]) {
