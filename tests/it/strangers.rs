@@ -43,7 +43,7 @@ use crate::{
 const BINARY: &str = env!("CARGO_BIN_EXE_gangplank");
 
 /// Writes while an attack goes on, and how many of them at a time.
-const WRITES: usize = 100;
+const WRITES: usize = 200;
 const AT_A_TIME: usize = 4;
 
 /// Where the API server's connections come from, and another address.
@@ -127,15 +127,19 @@ impl World {
         self.service.lead_to(vec![gangplank.webhook()]);
         let runtime = Runtime::new()?;
         let api = self.api(&runtime)?;
+        let mut said = String::new();
         eventually("the API server asks", SOON, || {
-            runtime.block_on(write(&api)).ok()
-        })?;
+            let written = runtime.block_on(write(&api));
+            written.map_err(|error| said = format!("{error:#}")).ok()
+        })
+        .with_context(|| said.clone())?;
         Ok(gangplank)
     }
 
     fn api(&self, runtime: &Runtime) -> Result<Api<HorizontalPodAutoscaler>> {
         let client = runtime.block_on(client(self.cluster.kubeconfig()))?;
-        Ok(Api::namespaced(client, NAMESPACE))
+        // Not the namespace of Gangplank itself, which is left alone.
+        Ok(Api::namespaced(client, "default"))
     }
 
     /// Writes again and again what has to be denied. Each has to be denied by a verdict: a call of the webhook
@@ -265,12 +269,13 @@ fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// Connections of HTTP/2, and streams that each of them has open or tries to.
+/// Connections of HTTP/2, and streams that each of them has open or tries to: more than are let in, and for
+/// every other connection as many as are.
 const H2_CONNECTIONS: usize = 6;
-const H2_STREAMS: usize = 240;
+const H2_STREAMS: [usize; 2] = [240, 32];
 
 /// Opens streams whose bodies do not come, and another one for each that is answered or reset.
-fn unfinished_streams(target: &Target) {
+fn unfinished_streams(target: &Target, streams: usize) {
     let runtime = runtime();
     let mut begin = request_head();
     // content-length (HPACK's static table, 28), of a body that never comes.
@@ -280,7 +285,7 @@ fn unfinished_streams(target: &Target) {
         let attempt = || -> Result<()> {
             let mut frames = Frames::over(target.dial(&runtime)?)?.0;
             let mut next = 1;
-            let mut wanted = H2_STREAMS;
+            let mut wanted = streams;
             while !target.is_over() {
                 for _ in 0..wanted {
                     frames.write(HEADERS, END_HEADERS, next, &begin)?;
@@ -353,15 +358,15 @@ fn streams_beside_writes(from: Ipv4Addr, way: Way) -> Result<()> {
     let target = Target::new(&world, &gangplank, from, "h2")?;
     thread::scope(|scope| {
         let _stop = target.stop_after();
-        for _ in 0..H2_CONNECTIONS {
-            scope.spawn(|| unfinished_streams(&target));
+        for index in 0..H2_CONNECTIONS {
+            let target = &target;
+            scope.spawn(move || unfinished_streams(target, H2_STREAMS[index % 2]));
         }
-        target.wait(H2_CONNECTIONS * H2_STREAMS)?;
+        target.wait(1_000)?;
         let before = target.tried();
         world.write(&format!("unfinished streams from {from}, {way:?}"), WRITES)?;
         // They were at it all the time.
         let meanwhile = target.tried() - before;
-        target.wait(H2_CONNECTIONS)?;
         println!(
             "  {} streams tried, {meanwhile} of them meanwhile",
             target.tried()
