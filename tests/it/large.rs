@@ -32,7 +32,7 @@ static HELD: LazyLock<(Mutex<Vec<Word>>, Condvar)> = LazyLock::new(Default::defa
 
 #[derive(Debug)]
 struct Word {
-    word: String,
+    text: String,
     begun: usize,
     released: bool,
 }
@@ -42,10 +42,10 @@ fn with_word<T>(word: &str, with: impl FnOnce(&mut Word) -> T) -> T {
     let mut words = HELD.0.lock().unwrap_or_else(PoisonError::into_inner);
     let index = words
         .iter()
-        .position(|one| one.word == word)
+        .position(|one| one.text == word)
         .unwrap_or_else(|| {
             words.push(Word {
-                word: word.to_owned(),
+                text: word.to_owned(),
                 begun: 0,
                 released: false,
             });
@@ -77,7 +77,7 @@ pub(crate) fn reviewer(
         with_word(word, |word| word.begun += 1);
         let words = HELD.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_held =
-            |words: &mut Vec<Word>| (words.iter()).any(|one| one.word == word && !one.released);
+            |words: &mut Vec<Word>| (words.iter()).any(|one| one.text == word && !one.released);
         let _released = (HELD.1.wait_timeout_while(words, SOON, is_held))
             .unwrap_or_else(PoisonError::into_inner);
     }

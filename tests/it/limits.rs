@@ -420,9 +420,12 @@ fn the_body_that_is_unfinished_longest_makes_room_and_the_largest_fits_alone() -
     let made_room = eventually("an unfinished body makes room", SOON, || {
         let attempt = || -> Result<bool> {
             let mut alone = connect(folder.path(), &gangplank, "http/1.1")?;
-            alone.write_all(head(largest.len()).as_bytes())?;
-            alone.write_all(&largest.as_bytes()[..largest.len() - 1])?;
-            alone.flush()?;
+            let sent = (alone.write_all(head(largest.len()).as_bytes()))
+                .and_then(|()| alone.write_all(&largest.as_bytes()[..largest.len() - 1]))
+                .and_then(|()| alone.flush());
+            if sent.is_err() {
+                return Ok(false);
+            }
             let (head, _) = asked(&[head(small.len()).as_str(), &small])?;
             ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
             let (head, body) = answer(&mut alone)?;
@@ -669,7 +672,7 @@ async fn rapid_resets_end_the_connection_that_sends_them_and_no_other() -> Resul
 }
 
 /// A connection of HTTP/2 with an answer on its way that its client does not take yet.
-fn answer_held(folder: &Path, gangplank: &Gangplank, uid: &str) -> Result<Frames> {
+pub(crate) fn answer_held(folder: &Path, gangplank: &Gangplank, uid: &str) -> Result<Frames> {
     let mut frames = Frames::open(folder, gangplank)?.0;
     // SETTINGS_INITIAL_WINDOW_SIZE 0.
     frames.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])?;
@@ -682,6 +685,12 @@ fn answer_held(folder: &Path, gangplank: &Gangplank, uid: &str) -> Result<Frames
         "{answer:?}"
     );
     Ok(frames)
+}
+
+/// Takes the answer that was held.
+pub(crate) fn answer_taken(frames: &mut Frames) -> Result<Value> {
+    frames.send(WINDOW_UPDATE, 0, 1, &65_535_u32.to_be_bytes())?;
+    Ok(serde_json::from_slice(&frames.until(DATA)?.payload)?)
 }
 
 #[test]
@@ -701,9 +710,7 @@ fn open_connections_are_told_to_go_away_and_what_is_in_flight_is_finished() -> R
     while let Some(frame) = idle.next()? {
         assert!(matches!(frame.kind, GOAWAY | PING), "{frame:?}");
     }
-    busy.send(WINDOW_UPDATE, 0, 1, &65_535_u32.to_be_bytes())?;
-    let answer: Value = serde_json::from_slice(&busy.until(DATA)?.payload)?;
-    assert_eq!(answer["response"]["uid"], "in flight");
+    assert_eq!(answer_taken(&mut busy)?["response"]["uid"], "in flight");
     assert_eq!(gangplank.wait(SOON)?.code(), Some(0), "{}", gangplank.log());
     Ok(())
 }

@@ -148,7 +148,7 @@ impl World {
         let runtime = Runtime::new()?;
         let api = self.api(&runtime)?;
         let mut took = runtime.block_on(async {
-            let writers = (0..AT_A_TIME).map(|_| {
+            let tasks = (0..AT_A_TIME).map(|_| {
                 let api = api.clone();
                 tokio::spawn(async move {
                     let mut took = Vec::new();
@@ -159,8 +159,8 @@ impl World {
                 })
             });
             let mut all = Vec::new();
-            for writer in futures_util::future::join_all(writers).await {
-                all.extend(writer??);
+            for task in futures_util::future::join_all(tasks).await {
+                all.extend(task??);
             }
             anyhow::Ok(all)
         })?;

@@ -608,9 +608,10 @@ mod tests {
         }
 
         /// Opens a connection; says whether it is let in, and what is closed for it.
-        fn open(&mut self, address: IpAddr) -> Option<Option<(Reason, u64)>> {
+        fn open(&mut self, address: IpAddr) -> Result<Option<(Reason, u64)>, &'static str> {
             let before: BTreeSet<u64> = self.table.entries.keys().copied().collect();
-            let (id, _, evicted) = self.table.admit(address, self.limit, self.now)?;
+            let admitted = self.table.admit(address, self.limit, self.now);
+            let (id, _, evicted) = admitted.ok_or("refused")?;
             assert_eq!(id, self.table.last_id);
             let gone = before
                 .into_iter()
@@ -621,11 +622,11 @@ mod tests {
                 self.table.ended(id);
             }
             assert_eq!(self.table.leaving, 0);
-            Some(evicted)
+            Ok(evicted)
         }
 
         fn opened(&mut self, address: IpAddr) -> u64 {
-            assert_eq!(self.open(address), Some(None));
+            assert_eq!(self.open(address), Ok(None));
             self.table.last_id
         }
 
@@ -658,10 +659,10 @@ mod tests {
         let silent = world.opened(HERE);
         world.pass(1_000);
         world.ask(a);
-        assert_eq!(world.open(HERE), Some(Some((Reason::Unused, silent))));
+        assert_eq!(world.open(HERE), Ok(Some((Reason::Unused, silent))));
         // The newcomer has time, and b was asked before a.
-        assert_eq!(world.open(HERE), Some(Some((Reason::Idle, b))));
-        assert_eq!(world.open(HERE), Some(Some((Reason::Address, c + 2))));
+        assert_eq!(world.open(HERE), Ok(Some((Reason::Idle, b))));
+        assert_eq!(world.open(HERE), Ok(Some((Reason::Address, c + 2))));
         assert!(world.table.entries.contains_key(&a));
         assert!(world.table.entries.contains_key(&c));
     }
@@ -675,11 +676,11 @@ mod tests {
             world.begin(all[all.len() - 1]);
         }
         world.pass(3_600_000);
-        assert_eq!(world.open(HERE), None);
-        assert_eq!(world.open(THERE), None);
+        assert_eq!(world.open(HERE), Err("refused"));
+        assert_eq!(world.open(THERE), Err("refused"));
         world.end(all[1]);
         world.pass(60_000);
-        assert_eq!(world.open(THERE), Some(Some((Reason::Idle, all[1]))));
+        assert_eq!(world.open(THERE), Ok(Some((Reason::Idle, all[1]))));
         // One that was told to end changes nothing any more.
         world.end(all[1]);
         assert_eq!(world.table.entries.len(), 3);
@@ -691,7 +692,7 @@ mod tests {
         let mut mine: Vec<u64> = (0..4).map(|_| world.opened(THERE)).collect();
         assert_eq!(
             world.open(THERE),
-            Some(Some((Reason::Address, mine.remove(0))))
+            Ok(Some((Reason::Address, mine.remove(0))))
         );
         mine.push(world.table.last_id);
         // With requests it may have more, and without recent ones it may not.
@@ -702,9 +703,9 @@ mod tests {
         world.ask(more);
         world.pass(31_000);
         world.ask(more);
-        assert_eq!(world.open(THERE), Some(Some((Reason::Address, mine[0]))));
+        assert_eq!(world.open(THERE), Ok(Some((Reason::Address, mine[0]))));
         // Another address has its own.
-        assert_eq!(world.open(HERE), Some(None));
+        assert_eq!(world.open(HERE), Ok(None));
         // However few there may be, two are for each.
         let mut world = World::new(2);
         world.opened(HERE);
@@ -725,7 +726,7 @@ mod tests {
         for asks in [false, true] {
             for _ in 0..450 {
                 world.pass(1);
-                assert!(world.open(THERE).is_some());
+                assert!(world.open(THERE).is_ok());
                 if asks {
                     world.ask(world.table.last_id);
                 }
@@ -741,17 +742,17 @@ mod tests {
         let mut world = World::new(1024);
         // A thousand of a stranger at the same address, one request each, a redial for each that is closed.
         for _ in 0..2_000 {
-            assert!(world.open(HERE).is_some());
+            assert!(world.open(HERE).is_ok());
             world.ask(world.table.last_id);
         }
-        assert!(world.open(HERE).is_some());
+        assert!(world.open(HERE).is_ok());
         let newcomer = world.table.last_id;
         // 500 dials without a word while it shakes hands, and as many with one.
         for number in 0..1_000 {
             if number % 2 == 0 {
                 world.pass(1);
             }
-            assert!(world.open(HERE).is_some());
+            assert!(world.open(HERE).is_ok());
             if number % 2 == 0 {
                 world.ask(world.table.last_id);
             }
@@ -763,8 +764,8 @@ mod tests {
     fn nothing_is_left_of_connections_that_have_ended() {
         let mut world = World::new(8);
         for _ in 0..8 {
-            assert!(world.open(HERE).is_some());
-            assert!(world.open(THERE).is_some());
+            assert!(world.open(HERE).is_ok());
+            assert!(world.open(THERE).is_ok());
             world.begin(world.table.last_id);
         }
         let ids: Vec<u64> = world.table.entries.keys().copied().collect();

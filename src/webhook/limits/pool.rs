@@ -191,7 +191,8 @@ mod tests {
     #[test]
     fn what_is_small_is_so_by_its_length_or_by_what_it_becomes() {
         let large = b"{\"a\":1},".repeat(130_000);
-        for small in [&large[..SMALL_BODY - 1], &[b' '; SMALL_SIZE - 1]] {
+        let blank = b" ".repeat(SMALL_SIZE - 1);
+        for small in [&large[..SMALL_BODY - 1], &blank] {
             assert_eq!(LargeSize::of(small), Ok(None));
         }
         assert!(LargeSize::of(&large[..SMALL_BODY]).unwrap().is_some());
