@@ -236,7 +236,7 @@ impl Target {
     }
 
     /// Connects from the attacker's address.
-    fn dial(&self, runtime: &Runtime) -> Result<Tls> {
+    fn connect(&self, runtime: &Runtime) -> Result<TcpStream> {
         let stream = runtime.block_on(async {
             let socket = tokio::net::TcpSocket::new_v4()?;
             socket.bind((self.from, 0).into())?;
@@ -244,6 +244,12 @@ impl Target {
             stream.set_nonblocking(false)?;
             std::io::Result::Ok(stream)
         })?;
+        Ok(stream)
+    }
+
+    /// As [`Target::connect`], and makes it one of TLS.
+    fn dial(&self, runtime: &Runtime) -> Result<Tls> {
+        let stream = self.connect(runtime)?;
         let tls = connect_over(stream, Arc::clone(&self.config))?;
         tls.sock.set_read_timeout(Some(Duration::from_secs(10)))?;
         tls.sock.set_write_timeout(Some(Duration::from_secs(10)))?;
@@ -462,4 +468,133 @@ fn a_thousand_connections_of_the_api_servers_own_address_fail_no_write() -> Resu
         })?;
     }
     Ok(())
+}
+
+/// Connects without a word, as fast as it goes, and lets go of the oldest of its own after a while.
+fn silent_connections(target: &Target) {
+    let runtime = runtime();
+    let mut held = std::collections::VecDeque::new();
+    while !target.is_over() {
+        match target.connect(&runtime) {
+            Ok(stream) => {
+                target.tried.fetch_add(1, Ordering::Relaxed);
+                held.push_back(stream);
+            }
+            Err(_) => {
+                target.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if held.len() > CONNECTIONS as usize {
+            held.pop_front();
+        }
+    }
+}
+
+/// Sends bodies that are nearly as large as may be, and never their last byte.
+fn unfinished_bytes(target: &Target) {
+    let runtime = runtime();
+    let part = vec![b' '; 64 * 1024];
+    while !target.is_over() {
+        let attempt = || -> Result<()> {
+            let mut tls = target.dial(&runtime)?;
+            tls.write_all(head(8 << 20).as_bytes())?;
+            for _ in 0..127 {
+                tls.write_all(&part)?;
+                target.tried.fetch_add(1, Ordering::Relaxed);
+                if target.is_over() {
+                    break;
+                }
+            }
+            answer(&mut tls)?;
+            Ok(())
+        };
+        if attempt().is_err() {
+            target.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sends whole requests about objects that are large and dense, one after another.
+fn dear_objects(target: &Target) {
+    let runtime = runtime();
+    let mut object = hpa("dear", "DCGM_FI_DEV_GPU_UTIL");
+    let metric = object["spec"]["metrics"][0].clone();
+    object["spec"]["metrics"] = json!(vec![metric; 8_000]);
+    let body = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "dear", "operation": "CREATE", "namespace": "default",
+            "kind": {"group": "autoscaling", "version": "v2", "kind": "HorizontalPodAutoscaler"},
+            "object": object,
+        },
+    })
+    .to_string();
+    let request = format!("{}{body}", head(body.len()));
+    while !target.is_over() {
+        let attempt = || -> Result<()> {
+            let mut tls = target.dial(&runtime)?;
+            while !target.is_over() {
+                tls.write_all(request.as_bytes())?;
+                target.tried.fetch_add(1, Ordering::Relaxed);
+                answer(&mut tls)?;
+            }
+            Ok(())
+        };
+        if attempt().is_err() {
+            target.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn beside_writes(what: &str, way: Way, first: usize, attack: fn(&Target)) -> Result<()> {
+    let world = world()?;
+    let gangplank = world.guard(way)?;
+    let target = Target::new(&world, &gangplank, ITS_OWN, "http/1.1")?;
+    thread::scope(|scope| {
+        let _stop = target.stop_after();
+        for _ in 0..DIALERS {
+            scope.spawn(|| attack(&target));
+        }
+        target.wait(first)?;
+        let before = target.tried();
+        world.write(&format!("{what} from {ITS_OWN}, {way:?}"), WRITES)?;
+        let (tried, failed) = (target.tried(), target.failed.load(Ordering::Relaxed));
+        println!(
+            "  {tried} tried, {} of them meanwhile, {failed} broke off",
+            tried - before
+        );
+        // What takes longer than all the writes is under way all the time.
+        let large = count(&gangplank, "gangplank_large_in_flight_requests")?;
+        ensure!(tried > before || large > 0);
+        let metrics = get(&gangplank, "/metrics")?.1;
+        for line in metrics.lines() {
+            if ["gangplank_shed", "gangplank_evicted", "gangplank_refused"]
+                .iter()
+                .any(|name| line.starts_with(name))
+            {
+                println!("  {line}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn silent_connections_of_the_api_servers_own_address_fail_no_write() -> Result<()> {
+    beside_writes(
+        "silent connections",
+        Way::Service,
+        2_000,
+        silent_connections,
+    )
+}
+
+#[test]
+fn unfinished_bytes_of_the_api_servers_own_address_fail_no_write() -> Result<()> {
+    beside_writes("unfinished bytes", Way::Service, 1_000, unfinished_bytes)
+}
+
+#[test]
+fn dear_objects_of_the_api_servers_own_address_fail_no_write() -> Result<()> {
+    beside_writes("dear objects", Way::Url, 4, dear_objects)
 }
