@@ -25,7 +25,7 @@ use crate::{
     review::{Review, Skip},
     rules,
     subject::Subject,
-    webhook::limits::{Budget, Gate},
+    webhook::limits::{Bodies, Connections, Counts, Gate, Reason},
 };
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -96,6 +96,11 @@ struct ShedLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EvictionLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StepLabels {
     step: &'static str,
 }
@@ -133,8 +138,8 @@ pub struct Metrics {
     in_flight: Gauge,
     body_bytes: Gauge,
     shed: Family<ShedLabels, Counter>,
-    connections: Gauge,
-    connections_refused: Counter,
+    large_in_flight: Gauge,
+    connections: Counts,
     policy: Family<PolicyLabels, Gauge>,
     policy_reloads: Family<ReloadLabels, Counter>,
     policy_stale: Gauge,
@@ -199,32 +204,58 @@ impl Metrics {
         );
         let (in_flight, body_bytes) = (Gauge::default(), Gauge::default());
         let shed = Family::<ShedLabels, Counter>::default();
+        for reason in ["requests", "large", "bytes", "time"] {
+            let _ = shed.get_or_create(&ShedLabels { reason });
+        }
         registry.register(
             "in_flight_requests",
-            "Admission requests under way, from the first byte of the body to the answer",
+            "Admission requests under way, from the last byte of the body to the answer",
             in_flight.clone(),
+        );
+        let large_in_flight = Gauge::default();
+        registry.register(
+            "large_in_flight_requests",
+            "Those of them whose bodies are large: they are judged a few at a time, beside all others",
+            large_in_flight.clone(),
         );
         registry.register(
             "body_bytes",
-            "Bytes of the bodies of admission requests under way, from the first byte to the answer",
+            "Bytes of the bodies of admission requests, from the first byte to the answer",
             body_bytes.clone(),
         );
         registry.register(
             "shed_requests",
-            "Admission requests answered by 503 at once because too much was under way: requests, or \
-             bytes of their bodies",
+            "Admission requests answered by 503 without a verdict: because too much was under way \
+             (requests, large requests, bytes of bodies), or because their time was over before their turn \
+             came (time)",
             shed.clone(),
         );
-        let (connections, connections_refused) = (Gauge::default(), Counter::default());
+        let evicted = Family::<EvictionLabels, Counter>::default();
+        let connections = Counts {
+            open: Gauge::default(),
+            refused: Counter::default(),
+            evicted: Reason::ALL.map(|reason| {
+                let reason = reason.as_str();
+                evicted.get_or_create(&EvictionLabels { reason }).clone()
+            }),
+        };
         registry.register(
             "connections",
             "Open connections to the admission port",
-            connections.clone(),
+            connections.open.clone(),
+        );
+        registry.register(
+            "evicted_connections",
+            "Connections to the admission port closed to let in new ones: because their address had too \
+             many without a complete request (address), or because too many were open, and this one had no \
+             complete request (unused) or had its last one the longest ago (idle)",
+            evicted,
         );
         registry.register(
             "refused_connections",
-            "Connections to the admission port closed at once because too many were open",
-            connections_refused.clone(),
+            "New connections to the admission port closed at once because every other one had a request in \
+             flight",
+            connections.refused.clone(),
         );
         registry.register("policy_info", "The policy in force", policy.clone());
         let policy_reloads = Family::<ReloadLabels, Counter>::default();
@@ -346,8 +377,8 @@ impl Metrics {
             in_flight,
             body_bytes,
             shed,
+            large_in_flight,
             connections,
-            connections_refused,
             policy,
             policy_reloads,
             policy_stale,
@@ -479,22 +510,27 @@ impl Metrics {
 
     /// Counts and bounds the admission requests under way.
     pub fn in_flight(&self, limit: u32) -> Gate {
-        Gate::new(limit, self.in_flight.clone(), self.shed("requests"))
+        Gate::new(limit, self.in_flight.clone())
     }
 
-    /// Counts and bounds the bytes of the bodies under way.
-    pub fn body_bytes(&self, limit: u64) -> Budget {
-        Budget::new(limit, self.body_bytes.clone(), self.shed("bytes"))
+    /// Counts and bounds those of them that are large.
+    pub fn large_in_flight(&self, limit: u32) -> Gate {
+        Gate::new(limit, self.large_in_flight.clone())
     }
 
-    fn shed(&self, reason: &'static str) -> Counter {
-        self.shed.get_or_create(&ShedLabels { reason }).clone()
+    /// Counts and bounds the bytes of bodies.
+    pub fn body_bytes(&self, limit: u64) -> Bodies {
+        Bodies::new(limit, self.body_bytes.clone())
+    }
+
+    /// A request was answered without a verdict, for this reason of a fixed set.
+    pub fn shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ShedLabels { reason }).inc();
     }
 
     /// Counts and bounds the connections to the admission port.
-    pub fn connections(&self, limit: u32) -> Gate {
-        let refused = self.connections_refused.clone();
-        Gate::new(limit, self.connections.clone(), refused)
+    pub fn connections(&self, limit: u32) -> Connections {
+        Connections::new(limit, self.connections.clone())
     }
 
     /// A rule panicked.

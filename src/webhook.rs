@@ -1,7 +1,7 @@
 //! The admission endpoints: `/mutate`, `/validate` and `/validate/advise`.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,43 +18,42 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use http_body_util::BodyExt;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use self::{
-    envelope::{Envelope, Refusal},
-    limits::{Budget, Gate, Share, Turns},
+    body::Unread,
+    envelope::Refusal,
+    limits::{Bodies, Connection, Gate, Held, LargeSize, Lines, Pass, Pool},
+    look::{Asked, Looked, Work},
 };
 use crate::{
     cluster::access::Access,
     exempt::Rights,
     facts::Facts,
-    finding::Verdict,
-    metrics::{Metrics, Seen},
+    metrics::Metrics,
     policy::Policy,
     review::{Review, review},
-    subject::{Door, Subject},
+    subject::{Door, Subject, duration::parse_go},
     telemetry::traces::{Span, Traces},
 };
 
 pub mod answer;
+mod body;
 pub mod envelope;
 pub mod limits;
+mod look;
 pub mod registration;
 
 /// An UPDATE carries two objects, and etcd takes 1.5 MiB for each; the rest is headroom.
 pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
 
-/// Room that is made for a body on its word, in bytes; nearly every one fits.
-const FIRST_BYTES: usize = 64 * 1024;
-
-/// A body that dribbles in slower than this is not from an API server.
-const BODY_DEADLINE: Duration = Duration::from_secs(5);
-
 /// Below the webhook configurations' timeout of 5 s the API server stops listening.
 pub const TIMEOUT_SECONDS: i32 = 5;
+
+/// The most that a webhook configuration may say (k8s.io/api admissionregistration/v1, `timeoutSeconds`).
+const MOST_SECONDS: Duration = Duration::from_secs(30);
 
 /// The pure question; tests put others in its place.
 pub type Reviewer = fn(&Policy, &Facts, &Subject, Timestamp) -> Review;
@@ -70,12 +69,18 @@ pub struct Desk {
     pub facts: ArcSwap<Facts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Bounds the requests under way.
+    /// Bounds the requests under way, from the last byte of the body to the answer.
     pub in_flight: Gate,
-    /// Bounds the bytes of their bodies.
-    pub body_bytes: Budget,
-    /// Bounds what is judged of that at a time.
-    pub turns: Turns,
+    /// Bounds those of them that are large.
+    pub large_in_flight: Gate,
+    /// Bounds the bytes of bodies.
+    pub bodies: Bodies,
+    /// Judges large bodies.
+    pub pool: Pool,
+    /// The log lines about refused requests.
+    pub refusals: Lines,
+    /// The log lines about requests without a verdict.
+    pub sheds: Lines,
     /// Whether clients are to go elsewhere: [`Desk::send_away`].
     pub leaving: AtomicBool,
     /// Where spans of requests go.
@@ -97,8 +102,11 @@ impl Desk {
             adopted: watch::Sender::new(()),
             facts: ArcSwap::from_pointee(Facts::unknown()),
             in_flight: metrics.in_flight(limits::IN_FLIGHT),
-            body_bytes: metrics.body_bytes(BODY_LIMIT as u64),
-            turns: Turns::default(),
+            large_in_flight: metrics.large_in_flight(limits::IN_FLIGHT / 2),
+            bodies: metrics.body_bytes(BODY_LIMIT as u64),
+            pool: Pool::default(),
+            refusals: Lines::new("refused requests"),
+            sheds: Lines::new("shed requests"),
             leaving: AtomicBool::new(false),
             metrics,
             traces: Traces::default(),
@@ -116,10 +124,11 @@ impl Desk {
         self
     }
 
-    /// A desk that answers this many requests at a time and sheds what comes beyond.
+    /// A desk that answers this many requests at a time, half of them large, and sheds what comes beyond.
     #[must_use]
     pub fn with_in_flight(mut self, limit: u32) -> Self {
         self.in_flight = self.metrics.in_flight(limit);
+        self.large_in_flight = self.metrics.large_in_flight((limit / 2).max(1));
         self
     }
 
@@ -132,10 +141,11 @@ impl Desk {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// A desk that holds this many bytes of bodies at a time and sheds what comes beyond.
+    /// A desk that holds this many bytes of unfinished bodies at a time, and of complete ones that are large,
+    /// and sheds what comes beyond.
     #[must_use]
     pub fn with_body_bytes(mut self, limit: u64) -> Self {
-        self.body_bytes = self.metrics.body_bytes(limit);
+        self.bodies = self.metrics.body_bytes(limit);
         self
     }
 
@@ -176,129 +186,165 @@ async fn advise(State(desk): State<Arc<Desk>>, request: Request) -> Response {
 }
 
 async fn serve(
-    desk: &Desk,
+    desk: &Arc<Desk>,
     endpoint: &'static str,
     path: &'static str,
     door: Door,
     request: Request,
 ) -> Response {
     let version = request.version();
-    let mut span = desk.traces.begin(path, request.headers());
-    let mut response = handle(desk, endpoint, door, request, &mut span).await;
+    let span = desk.traces.begin(path, request.headers());
+    let (mut response, span) = handle(desk, endpoint, door, request, span).await;
     if version < Version::HTTP_2 && desk.leaving.load(Ordering::Relaxed) {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
-    span.answered(response.status());
+    if let Some(span) = span {
+        span.answered(response.status());
+    }
     response
 }
 
 async fn handle(
-    desk: &Desk,
+    desk: &Arc<Desk>,
     endpoint: &'static str,
     door: Door,
     request: Request,
-    span: &mut Span,
-) -> Response {
-    let _pass = match desk.in_flight.enter() {
-        Ok(pass) => pass,
-        Err(nth) => return shed(nth, &too_many(desk.in_flight.limit()), span),
+    mut span: Span,
+) -> (Response, Option<Span>) {
+    let deadline = tokio::time::Instant::now() + time_given(request.uri().query());
+    let connection = request.extensions().get::<Connection>().cloned();
+    let address = (connection.as_ref()).map_or(Ipv4Addr::UNSPECIFIED.into(), Connection::address);
+    let unread = body::read(request, &desk.bodies, address).await;
+    let complete = Instant::now();
+    // As soon as nothing more has to come: its connection is not closed to make room any more.
+    let mut in_flight = connection.filter(|_| unread.is_ok()).map(|it| it.begin());
+    let admitted = match unread {
+        Ok((body, counted)) => admit(desk, body, counted),
+        Err(Unread::NoRoom) => Err(Unjudged::Shed(Shed::Bytes)),
+        Err(Unread::Refused(refusal)) => Err(Unjudged::Refused(refusal)),
     };
-    let mut share = desk.body_bytes.share();
-    let body = match read(request, &mut share).await {
-        Ok(body) => body,
-        Err(Unread::Shed(nth)) => return shed(nth, &too_large(desk.body_bytes.limit()), span),
-        Err(Unread::Refused(refusal)) => {
-            return refused(desk, endpoint, &refusal, Duration::ZERO, span);
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(unjudged) => {
+            let response = unjudged.answer(desk, endpoint, complete, Some(&mut span));
+            return (response, Some(span));
         }
     };
-    let started = Instant::now();
-    let _turn = match desk.turns.wait(&body).await {
-        Ok(turn) => turn,
-        Err(too_much) => {
-            let refusal = Refusal {
-                code: StatusCode::PAYLOAD_TOO_LARGE,
-                uid: envelope::salvage_uid(&body),
-                message: too_much.to_string(),
-            };
-            return refused(desk, endpoint, &refusal, started.elapsed(), span);
-        }
-    };
-    let opened = envelope::open(&body, door);
-    let answered = match &opened {
-        Ok(envelope) => ask(desk, endpoint, envelope).await,
-        Err(refusal) => Err(refusal.clone()),
-    };
-    let elapsed = started.elapsed();
-    match (opened, answered) {
-        (Ok(envelope), Ok((review, answer))) => {
-            desk.metrics.took(endpoint, elapsed);
-            span.reviewed(&envelope, &review);
-            tell(endpoint, &envelope, &review, elapsed);
-            respond(StatusCode::OK, &answer)
-        }
-        (_, Err(refusal)) | (Err(refusal), _) => refused(desk, endpoint, &refusal, elapsed, span),
-    }
-}
-
-/// Answers an admission request.
-async fn ask(
-    desk: &Desk,
-    endpoint: &'static str,
-    envelope: &Envelope,
-) -> Result<(Review, Value), Refusal> {
-    let Envelope {
-        subject, requester, ..
-    } = envelope;
-    // One policy and one time for both looks.
-    let (policy, facts) = (desk.policy.load_full(), desk.facts.load_full());
-    let now = (desk.clock)();
-    let (mut review, mut answer) = judge(desk, &policy, &facts, envelope, now)?;
-    if let Some(access) = &desk.access
-        && !review.asks.is_empty()
-    {
-        let rights = access
-            .rights(&policy, requester, subject, &review.asks)
-            .await;
-        let facts = facts.with_rights(rights);
-        (review, answer) = judge(desk, &policy, &facts, envelope, now)?;
-    }
-    desk.metrics.reviewed(&Seen {
+    let work = Work {
+        desk: Arc::clone(desk),
         endpoint,
-        subject,
-        review: &review,
-    });
-    Ok((review, answer))
+        door,
+        body: admitted.body,
+        _held: admitted.held,
+        complete,
+        policy: desk.policy.load_full(),
+        facts: desk.facts.load_full(),
+        now: (desk.clock)(),
+        may_ask: desk.access.is_some(),
+        span,
+    };
+    let (mut span, answered) = judge(work, admitted.size, deadline).await;
+    let response = match answered {
+        Ok(answer) => {
+            if let Some(in_flight) = &mut in_flight {
+                in_flight.answered();
+            }
+            respond(StatusCode::OK, answer)
+        }
+        Err(unjudged) => unjudged.answer(desk, endpoint, complete, span.as_mut()),
+    };
+    (response, span)
 }
 
-/// One line for a review: at info where something was denied, at debug else. Of the object it holds the
-/// name and nothing that is in it, which may be a secret.
-fn tell(endpoint: &'static str, envelope: &Envelope, review: &Review, elapsed: Duration) {
-    let Envelope { uid, subject, .. } = envelope;
-    // The level of a line has to be a constant.
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                uid,
-                endpoint,
-                operation = subject.operation.as_str(),
-                api_version = subject.api_version,
-                kind = subject.kind,
-                namespace = subject.namespace,
-                name = subject.name,
-                verdict = review.outcome(),
-                rules = review.rules(|_| true),
-                exempted = review.rules(|finding| finding.exempted.is_some()),
-                patched = review.patch.0.len(),
-                duration_us = microseconds(elapsed),
-                "reviewed"
-            )
+/// Returns how long the API server waits for the answer, as it says in the URL (`?timeout=5s`; k8s.io/client-go,
+/// rest/request.go), else as the webhook configurations say. They may say 30 s at most.
+fn time_given(query: Option<&str>) -> Duration {
+    let default = Duration::from_secs(u64::from(TIMEOUT_SECONDS.unsigned_abs()));
+    query
+        .and_then(|query| {
+            query
+                .split('&')
+                .find_map(|one| one.strip_prefix("timeout="))
+        })
+        .and_then(parse_go)
+        .filter(|given| !given.is_zero())
+        .map_or(default, |given| given.min(MOST_SECONDS))
+}
+
+/// A complete body that may be judged, and what it takes until it is answered.
+struct Admitted {
+    body: Vec<u8>,
+    held: Held,
+    /// Where it is large.
+    size: Option<LargeSize>,
+    _passes: (Pass, Option<Pass>),
+}
+
+/// Lets in a body that is complete.
+fn admit(desk: &Desk, body: Vec<u8>, counted: limits::Body) -> Result<Admitted, Unjudged> {
+    let pass = desk.in_flight.enter().ok_or(Shed::Requests)?;
+    let size = LargeSize::of(&body).map_err(|too_much| Refusal {
+        code: StatusCode::PAYLOAD_TOO_LARGE,
+        uid: envelope::salvage_uid(&body),
+        message: too_much.to_string(),
+    })?;
+    let large = match size {
+        Some(_) => Some(desk.large_in_flight.enter().ok_or(Shed::Large)?),
+        None => None,
+    };
+    let held = counted.complete(size.is_some()).map_err(|_| Shed::Bytes)?;
+    Ok(Admitted {
+        body,
+        held,
+        size,
+        _passes: (pass, large),
+    })
+}
+
+/// Judges a request: a small one here, a large one when its turn comes. Nothing of a large one but its body
+/// is held while somebody else is asked about it. The span is gone where a large one panicked.
+async fn judge(
+    mut work: Work,
+    size: Option<LargeSize>,
+    deadline: tokio::time::Instant,
+) -> (Option<Span>, Result<Vec<u8>, Unjudged>) {
+    let desk = Arc::clone(&work.desk);
+    loop {
+        let looked = if let Some(size) = size {
+            let Some(turn) = desk.pool.turn(size, deadline).await else {
+                return (Some(work.span), Err(Shed::Time.into()));
+            };
+            let judging = tokio::task::spawn_blocking(move || {
+                // It goes on though nobody waits for the answer any more, and so its turn does too.
+                let _turn = turn;
+                let looked = work.look();
+                (work, looked)
+            });
+            let Ok(judged) = judging.await else {
+                desk.metrics.panicked();
+                return (None, Err(look::failed(String::new()).into()));
+            };
+            work = judged.0;
+            judged.1
+        } else {
+            work.look()
         };
-    }
-    if review.skipped.is_none() && review.verdict() == Verdict::Deny {
-        line!(info);
-    } else {
-        line!(debug);
+        let asked = match looked {
+            Looked::Answer(answer) => return (Some(work.span), Ok(answer)),
+            Looked::Refused(refusal) => return (Some(work.span), Err(refusal.into())),
+            Looked::Asks(asked) => asked,
+        };
+        if let Some(access) = &desk.access {
+            let Asked {
+                requester,
+                subject,
+                rules,
+            } = &*asked;
+            let rights = access.rights(&work.policy, requester, subject, rules).await;
+            work.facts = Arc::new(work.facts.with_rights(rights));
+        }
+        work.may_ask = false;
     }
 }
 
@@ -306,178 +352,171 @@ fn microseconds(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Reviews an object. A panic in a rule is an error of that request alone.
-fn judge(
-    desk: &Desk,
-    policy: &Policy,
-    facts: &Facts,
-    Envelope { uid, subject, .. }: &Envelope,
-    now: Timestamp,
-) -> Result<(Review, Value), Refusal> {
-    let reviewed = catch_unwind(AssertUnwindSafe(|| {
-        let review = (desk.reviewer)(policy, facts, subject, now);
-        let answer = answer::answer(policy, uid, subject, &review);
-        (review, answer)
-    }));
-    reviewed.map_err(|_| {
-        desk.metrics.panicked();
-        tracing::error!(
-            uid,
-            kind = subject.kind,
-            namespace = subject.namespace,
-            name = subject.name,
-            "a rule panicked; please report it with the object"
-        );
-        Refusal {
-            code: StatusCode::INTERNAL_SERVER_ERROR,
-            uid: uid.clone(),
-            message: "gangplank failed on this object; its log says more".to_owned(),
-        }
-    })
-}
-
-/// Why a body was not read to its end.
-enum Unread {
-    /// There is something wrong with it.
+/// Why a request has no verdict.
+enum Unjudged {
+    /// There is something wrong with it, or with us.
     Refused(Refusal),
-    /// Too many bytes are held, for this many requests by now.
-    Shed(u64),
+    /// There is too much to do.
+    Shed(Shed),
 }
 
-impl Unread {
-    fn refused(code: StatusCode, message: String) -> Self {
-        Self::Refused(Refusal {
-            code,
-            uid: String::new(),
-            message,
-        })
-    }
-
-    fn too_large() -> Self {
-        Self::refused(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {BODY_LIMIT} bytes"),
-        )
+impl From<Refusal> for Unjudged {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
-/// Reads a JSON body within the limits.
-async fn read(request: Request, share: &mut Share) -> Result<Vec<u8>, Unread> {
-    let (parts, body) = request.into_parts();
-    let header = |name| {
-        parts
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    let media = header(header::CONTENT_TYPE).unwrap_or_default();
-    let length = header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
-    if length.is_some_and(|length| length > BODY_LIMIT) {
-        return Err(Unread::too_large());
+impl From<Shed> for Unjudged {
+    fn from(shed: Shed) -> Self {
+        Self::Shed(shed)
     }
-    let gathered = gather(body, length.unwrap_or_default(), share);
-    let body = match tokio::time::timeout(BODY_DEADLINE, gathered).await {
-        Ok(body) => body?,
-        Err(_) => {
-            return Err(Unread::refused(
-                StatusCode::REQUEST_TIMEOUT,
+}
+
+/// What there is too much of.
+#[derive(Clone, Copy)]
+enum Shed {
+    Requests,
+    Large,
+    Bytes,
+    Time,
+}
+
+impl Unjudged {
+    fn answer(
+        &self,
+        desk: &Desk,
+        endpoint: &'static str,
+        complete: Instant,
+        span: Option<&mut Span>,
+    ) -> Response {
+        match self {
+            Self::Refused(refusal) => {
+                if let Some(span) = span {
+                    span.refused(&refusal.uid, &refusal.message);
+                }
+                refused(desk, endpoint, refusal, complete.elapsed())
+            }
+            Self::Shed(shed) => {
+                let (reason, why) = shed.explain(desk);
+                if let Some(span) = span {
+                    span.refused("", &why);
+                }
+                shed_request(desk, reason, &why)
+            }
+        }
+    }
+}
+
+impl Shed {
+    /// Returns its label, and what the client is told.
+    fn explain(self, desk: &Desk) -> (&'static str, String) {
+        match self {
+            Self::Requests => (
+                "requests",
                 format!(
-                    "the body did not arrive within {} s",
-                    BODY_DEADLINE.as_secs()
+                    "more than {} admission requests are under way; ask again",
+                    desk.in_flight.limit()
                 ),
-            ));
+            ),
+            Self::Large => (
+                "large",
+                format!(
+                    "more than {} large admission requests are under way; ask again",
+                    desk.large_in_flight.limit()
+                ),
+            ),
+            Self::Bytes => (
+                "bytes",
+                format!(
+                    "the bodies of the admission requests under way have more than {} bytes; ask again",
+                    desk.bodies.limit()
+                ),
+            ),
+            Self::Time => (
+                "time",
+                "large objects before this one took all of its time; ask again".to_owned(),
+            ),
         }
-    };
-    let essence = media.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(Unread::Refused(Refusal {
-            code: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            uid: envelope::salvage_uid(&body),
-            message: format!("the body is {media:?}; only application/json is read"),
-        }));
     }
-    Ok(body)
 }
 
-/// Takes in a body of the length that it says it has, or of none. It counts as it comes: a length is easily
-/// said, and would keep others from being heard.
-async fn gather(mut body: Body, length: usize, share: &mut Share) -> Result<Vec<u8>, Unread> {
-    let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES));
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Unread::refused(
-                StatusCode::BAD_REQUEST,
-                format!("the body broke off: {error}"),
-            )
-        })?;
-        // Trailers say nothing to us.
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        let reached = bytes.len().saturating_add(data.len());
-        if reached > BODY_LIMIT {
-            return Err(Unread::too_large());
-        }
-        share.reach(reached).map_err(Unread::Shed)?;
-        bytes.extend_from_slice(&data);
-    }
-    Ok(bytes)
-}
-
-fn refused(
-    desk: &Desk,
-    endpoint: &'static str,
-    refusal: &Refusal,
-    elapsed: Duration,
-    span: &mut Span,
-) -> Response {
-    span.refused(&refusal.uid, &refusal.message);
+fn refused(desk: &Desk, endpoint: &'static str, refusal: &Refusal, elapsed: Duration) -> Response {
     desk.metrics.refused(endpoint, refusal.code.as_u16());
-    tracing::warn!(
-        endpoint,
-        code = refusal.code.as_u16(),
-        uid = refusal.uid,
-        duration_us = microseconds(elapsed),
-        "{refusal}"
-    );
-    respond(refusal.code, &answer::refuse(refusal))
+    // One of those that are told apart in the log; what else there is counts in the metrics.
+    let label = match refusal.code.as_u16() {
+        400 => "400",
+        408 => "408",
+        413 => "413",
+        415 => "415",
+        500 => "500",
+        _ => "other",
+    };
+    desk.refusals.event(label, |before| {
+        tracing::warn!(
+            endpoint,
+            code = refusal.code.as_u16(),
+            uid = refusal.uid,
+            duration_us = microseconds(elapsed),
+            since_last_line = before,
+            "{refusal}"
+        );
+    });
+    respond(refusal.code, bytes_of(&answer::refuse(refusal)))
 }
 
-fn too_many(limit: i64) -> String {
-    format!("more than {limit} admission requests are under way; ask again")
-}
-
-fn too_large(limit: i64) -> String {
-    format!(
-        "the bodies of the admission requests under way have more than {limit} bytes; ask again"
-    )
-}
-
-/// Turns a request away without looking at it.
+/// Turns a request away without a verdict.
 ///
 /// The API server's client takes a 503 with Retry-After for an invitation: it asks again after that
 /// many seconds, until the timeout of the webhook configuration is over (client-go,
 /// rest/with_retry.go, checkWait). Only then has the call failed and failurePolicy decides.
-fn shed(nth: u64, why: &str, span: &mut Span) -> Response {
-    span.refused("", why);
-    if limits::is_worth_a_line(nth) {
-        tracing::warn!(shed = nth, "shed a request: {why}");
-    }
+fn shed_request(desk: &Desk, reason: &'static str, why: &str) -> Response {
+    desk.metrics.shed(reason);
+    desk.sheds.event(reason, |before| {
+        tracing::warn!(reason, since_last_line = before, "shed a request: {why}");
+    });
     let refusal = Refusal {
         code: StatusCode::SERVICE_UNAVAILABLE,
         uid: String::new(),
         message: why.to_owned(),
     };
-    let mut response = respond(refusal.code, &answer::refuse(&refusal));
+    let mut response = respond(refusal.code, bytes_of(&answer::refuse(&refusal)));
     let seconds = HeaderValue::from_static("1");
     response.headers_mut().insert(header::RETRY_AFTER, seconds);
     response
 }
 
-fn respond(code: StatusCode, answer: &Value) -> Response {
-    let body = serde_json::to_vec(answer).unwrap_or_default();
-    let mut response = (code, Body::from(body)).into_response();
+fn bytes_of(answer: &Value) -> Vec<u8> {
+    serde_json::to_vec(answer).unwrap_or_default()
+}
+
+fn respond(code: StatusCode, answer: Vec<u8>) -> Response {
+    let mut response = (code, Body::from(answer)).into_response();
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_what_the_api_server_says() {
+        for (query, milliseconds) in [
+            (None, 5_000),
+            (Some("timeout=2s"), 2_000),
+            (Some("a=b&timeout=1m0s"), 30_000),
+            (Some("timeout=1.5s"), 1_500),
+            (Some("timeout=0s"), 5_000),
+            (Some("timeout=-1s"), 5_000),
+            (Some("timeout=soon"), 5_000),
+            (Some("timeouts=2s"), 5_000),
+        ] {
+            assert_eq!(
+                time_given(query),
+                Duration::from_millis(milliseconds),
+                "{query:?}"
+            );
+        }
+    }
 }

@@ -31,7 +31,7 @@ use crate::{
     tls,
     webhook::{
         self, Desk,
-        limits::{self, Doorkeeper, Gate},
+        limits::{self, Connections, Counts, Limited},
         registration::{DEFAULT_NAME, FailurePolicy, Reach, Registration},
     },
 };
@@ -343,14 +343,15 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     let desk = Arc::new(desk);
     let (stop, stopped) = watch::channel(false);
     let handle = Handle::new();
-    let acceptor =
-        RustlsAcceptor::new(RustlsConfig::from_config(config)).acceptor(NoDelayAcceptor::new());
+    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config))
+        .handshake_timeout(limits::HANDSHAKE_DEADLINE)
+        .acceptor(NoDelayAcceptor::new());
     if let Err(shortage) = limits::make_room(args.limits.max_connections) {
         tracing::warn!("{shortage}");
     }
-    let gate = metrics.connections(args.limits.max_connections);
+    let connections = metrics.connections(args.limits.max_connections);
     let server = axum_server::from_tcp(listener)?
-        .acceptor(Doorkeeper::new(gate, acceptor))
+        .acceptor(Limited::new(connections, acceptor))
         .handle(handle.clone());
     let server = limits::bound(server);
     let router = webhook::router(Arc::clone(&desk));
@@ -362,9 +363,9 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
         metrics: Arc::clone(&metrics),
         log_level,
     });
-    let gate = Gate::uncounted(limits::ADMIN_CONNECTIONS);
+    let connections = Connections::new(limits::ADMIN_CONNECTIONS, Counts::default());
     let admin_server = axum_server::from_tcp(admin_listener)?
-        .acceptor(Doorkeeper::new(gate, DefaultAcceptor::new()))
+        .acceptor(Limited::new(connections, DefaultAcceptor::new()))
         .handle(admin_handle.clone());
     let admin_service = admin_router.into_make_service_with_connect_info::<SocketAddr>();
     let mut admin_task = tokio::spawn(limits::bound(admin_server).serve(admin_service));

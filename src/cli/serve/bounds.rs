@@ -13,7 +13,8 @@ use crate::{
 #[command(next_help_heading = "Limits")]
 #[allow(clippy::struct_field_names, reason = "fields are named as their flags")]
 pub(crate) struct Limits {
-    /// Open connections to --listen; what comes beyond is closed at once
+    /// Open connections to --listen; for what comes beyond, the least useful one is closed: without a
+    /// complete request, else unused for the longest time, and none with a request in flight
     #[arg(
         long,
         value_name = "COUNT",
@@ -21,8 +22,9 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(crate) max_connections: u32,
-    /// Admission requests under way; what comes beyond is answered by 503, and the API server asks
-    /// again after a second, until its timeout (5 s) is over and the failure policy decides
+    /// Complete admission requests under way, half of them large; what comes beyond is answered by 503,
+    /// and the API server asks again after a second, until its timeout (5 s) is over and the failure
+    /// policy decides
     #[arg(
         long,
         value_name = "COUNT",
@@ -30,8 +32,8 @@ pub(crate) struct Limits {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(crate) max_in_flight: u32,
-    /// Bytes of the bodies of admission requests under way, as 32Mi; what comes beyond is answered like that
-    /// too
+    /// Bytes of unfinished bodies, as 32Mi, and again of large ones that are complete; the body that is
+    /// unfinished for the longest time, or the newest of the complete ones, is answered like that too
     #[arg(
         long,
         value_name = "BYTES",
