@@ -36,6 +36,20 @@ pub enum ClusterError {
     /// Somebody else wrote it meanwhile.
     #[error("somebody else wrote the {0} in between")]
     Overtaken(String),
+    /// The webhook configurations belong to another install.
+    #[error(
+        "the webhook configurations {name:?} belong to another install, {theirs:?}, and this is \
+         {ours:?}: give one of the two another --registration-name; or, to take them over, stop the \
+         other and run `gangplank serve --unregister --registration-name={name}`"
+    )]
+    Another {
+        /// What they are called.
+        name: String,
+        /// The instance that asks.
+        ours: String,
+        /// The instance that has them.
+        theirs: String,
+    },
     /// A request failed.
     #[error("the API server refused to {what}: {error}")]
     Request {

@@ -28,6 +28,9 @@ use crate::{
 };
 
 mod effective;
+mod tolerated;
+
+pub use tolerated::{Excluding, RegistrationFile, Tolerated, ToleratedFile};
 
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
@@ -118,6 +121,8 @@ pub struct PolicyFile {
     pub warm_pools: Vec<String>,
     /// Bounds of what exemptions may do.
     pub exemptions: ExemptionsFile,
+    /// The webhook configurations of Gangplank itself.
+    pub registration: RegistrationFile,
     /// What this site adds to the catalogues.
     pub catalog: CatalogFile,
 }
@@ -464,6 +469,7 @@ pub struct Policy {
     queues: Vec<(Pattern, String)>,
     warm_pools: Vec<WarmPool>,
     exemptions: Exemptions,
+    tolerated: Vec<Tolerated>,
     catalog: Catalog,
     hash: String,
 }
@@ -827,6 +833,7 @@ impl Policy {
                     .map_err(|message| wrong(FieldPath::of(&["warmPools"]).index(index), message))
             })
             .collect::<Result<_, _>>()?;
+        let tolerated = Tolerated::read(&file.registration)?;
         let mut catalog = Catalog {
             instances: InstanceCatalog::with_site_rows(&file.catalog.instances)?,
             ..Catalog::default()
@@ -859,6 +866,7 @@ impl Policy {
             queues,
             warm_pools,
             exemptions,
+            tolerated,
             catalog,
             hash: hash(&document.to_string()),
         })
@@ -973,6 +981,11 @@ impl Policy {
         &self.exemptions
     }
 
+    /// What others may add to the namespace selectors of the webhook entries.
+    pub fn tolerated(&self) -> &[Tolerated] {
+        &self.tolerated
+    }
+
     /// The catalogues, with what this site adds.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
@@ -1001,6 +1014,7 @@ impl Default for Policy {
             warm_pools: Vec::new(),
             queues: Vec::new(),
             exemptions: Exemptions::default(),
+            tolerated: Vec::new(),
             catalog: Catalog::default(),
             hash: String::new(),
         })

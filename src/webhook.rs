@@ -40,6 +40,7 @@ use crate::{
 };
 
 pub mod answer;
+pub mod drift;
 pub mod envelope;
 pub mod limits;
 pub mod registration;

@@ -21,6 +21,7 @@ mod check;
 mod conformance;
 mod crowd;
 mod docs;
+mod drift;
 mod enforce;
 mod exemptions;
 mod faults;

@@ -1,14 +1,21 @@
 //! Keeps the webhook configurations as they should be.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
-use tokio::sync::watch;
+use jiff::Timestamp;
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{certificate::Trust, until_stopped, wait};
 use crate::{
     admin::Health,
-    cluster::{self, ClusterArgs, ClusterError},
+    cluster::{
+        self, ClusterArgs, ClusterError,
+        registration::{self, Cause, Side, State, Upkeep, Versions},
+    },
     webhook::{Desk, registration::Registration},
 };
 
@@ -17,6 +24,10 @@ const BACKOFF: Duration = Duration::from_millis(500);
 
 /// How long the API server may take to answer a registration.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// The pause before the configurations are looked at because they changed: however often they do, the
+/// looks are no more.
+const CALM: Duration = Duration::from_millis(100);
 
 /// Removes the webhook configurations.
 pub(super) async fn unregister(cluster: &ClusterArgs, name: &str) -> anyhow::Result<()> {
@@ -41,8 +52,8 @@ pub(super) struct Standing {
     pub(super) trust: Trust,
 }
 
-/// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
-/// or removed, comes back. Failing does not make us less ready.
+/// Writes the webhook configurations, and again whenever somebody changed or removed them, and from time
+/// to time. Failing does not make us less ready.
 pub(super) async fn follow(
     client: kube::Client,
     mut standing: Standing,
@@ -51,27 +62,58 @@ pub(super) async fn follow(
     period: Duration,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let instance = registration::instance(&standing.registration.reach);
+    let mut upkeep = Upkeep::new(&client, Arc::clone(&desk.metrics), Some(instance));
+    // They end with this set.
+    let mut watches = JoinSet::new();
+    let (versions, mut changes) = watch::channel(Versions::new());
+    for side in Side::ALL {
+        let name = standing.registration.name.clone();
+        let (health, metrics) = (Arc::clone(&health), Arc::clone(&desk.metrics));
+        let fares = move |side: Side, result: Result<(), String>| {
+            metrics.registration_watched(side.as_str(), result.is_ok());
+            health.registration_watch(side.as_str(), result);
+        };
+        let versions = versions.clone();
+        watches.spawn(registration::follow(
+            client.clone(),
+            side,
+            name,
+            versions,
+            fares,
+        ));
+    }
+
     let mut backoff = BACKOFF;
     let (mut announced, mut ready) = (false, false);
+    let mut complaint = None;
     let mut adopted = desk.adopted.subscribe();
+    let mut cause = Cause::Own;
     loop {
         adopted.mark_unchanged();
         standing.trust.mark_unchanged();
-        let write = write(&client, &standing, &desk);
+        let write = write(&client, &mut upkeep, &standing, &desk, cause);
         let write = tokio::time::timeout(LIMIT, write);
         let result = tokio::select! {
             written = write => match written {
                 Ok(result) => result,
-                Err(_) => Err(format!(
+                Err(_) => Err(Failure::Other(format!(
                     "the API server did not answer within {} s",
                     LIMIT.as_secs()
-                )),
+                ))),
             },
             () = until_stopped(stopped.clone()) => return,
         };
-        desk.metrics.registered(result.is_ok());
+        let as_wanted = result.as_ref().is_ok_and(|state| state.left.is_empty());
+        desk.metrics.registered(as_wanted);
+        health.registration(match &result {
+            Ok(_) if as_wanted => Ok(()),
+            Ok(_) => Err("not as they should be".to_owned()),
+            Err(failure) => Err(failure.text().to_owned()),
+        });
+        health.registration_drift(upkeep.describe());
         let pause = match &result {
-            Ok(()) => {
+            Ok(state) => {
                 if !announced {
                     tracing::info!(
                         name = standing.registration.name,
@@ -84,45 +126,109 @@ pub(super) async fn follow(
                     ready = true;
                 }
                 backoff = BACKOFF;
-                period
+                complaint = None;
+                let again = state
+                    .again
+                    .map(|again| again.duration_since(Timestamp::now()));
+                let again = again.map(|left| Duration::try_from(left).unwrap_or_default() + CALM);
+                again.map_or(period, |again| again.min(period))
             }
-            Err(error) => {
-                tracing::error!("{error}; trying again in {backoff:?}");
+            Err(failure) => {
+                // That somebody else has them may stay so for long.
+                if matches!(failure, Failure::Other(_))
+                    || complaint.as_deref() != Some(failure.text())
+                {
+                    tracing::error!("{}; trying again in {backoff:?}", failure.text());
+                }
+                complaint = Some(failure.text().to_owned());
                 let pause = backoff;
                 backoff = (backoff * 2).min(period);
                 pause
             }
         };
-        health.registration(result);
+        let due = Instant::now() + pause;
         // What another policy or authority makes stale is written at once.
-        tokio::select! {
-            ended = wait(&mut stopped, pause) => if ended { return; },
-            _ = adopted.changed() => {}
-            () = standing.trust.changed() => {}
+        cause = loop {
+            let left = due.saturating_duration_since(Instant::now());
+            tokio::select! {
+                ended = wait(&mut stopped, left) => {
+                    if ended {
+                        return;
+                    }
+                    break Cause::Own;
+                }
+                _ = adopted.changed() => break Cause::Own,
+                () = standing.trust.changed() => break Cause::Own,
+                // We hold a sender.
+                _ = changes.changed() => {
+                    if upkeep.knows(&changes.borrow_and_update()) {
+                        continue;
+                    }
+                    if wait(&mut stopped, CALM).await {
+                        return;
+                    }
+                    // What could not be written is still to be.
+                    break if result.is_ok() { Cause::Changed } else { Cause::Own };
+                }
+            }
+        };
+    }
+}
+
+/// Why the configurations were not written.
+enum Failure {
+    /// They are another install's.
+    Another(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl Failure {
+    fn text(&self) -> &str {
+        match self {
+            Self::Another(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        let text = cluster::chain(&error);
+        match error {
+            ClusterError::Another { .. } => Self::Another(text),
+            _ => Self::Other(text),
         }
     }
 }
 
 /// Writes the webhook configurations once. Whatever somebody else wrote in between is looked at again.
-async fn write(client: &kube::Client, standing: &Standing, desk: &Desk) -> Result<(), String> {
-    let failed = |error: ClusterError| cluster::chain(&error);
+async fn write(
+    client: &kube::Client,
+    upkeep: &mut Upkeep,
+    standing: &Standing,
+    desk: &Desk,
+    cause: Cause,
+) -> Result<State, Failure> {
     loop {
         let owner = match &standing.owner {
-            Some(name) => Some(cluster::owner(client, name).await.map_err(failed)?),
+            Some(name) => Some(cluster::owner(client, name).await?),
             None => None,
         };
-        let seen = cluster::registered(client, &standing.registration.name)
-            .await
-            .map_err(failed)?;
+        let seen = cluster::registered(client, &standing.registration.name).await?;
+        let bundle = standing.trust.bundle(&seen).await;
         let registration = Registration {
-            ca_bundle: standing.trust.bundle(&seen).await?,
+            ca_bundle: bundle.map_err(Failure::Other)?,
             owner,
             ..standing.registration.clone()
         };
-        let wanted = registration.configurations(&desk.policy.load());
-        match cluster::register(client, wanted, &seen).await {
+        let policy = desk.policy.load_full();
+        let wanted = registration.configurations(&policy);
+        match upkeep
+            .write(&wanted, &seen, policy.tolerated(), cause)
+            .await
+        {
             Err(error) if error.is_conflict() => {}
-            result => return result.map_err(failed),
+            result => return Ok(result?),
         }
     }
 }
