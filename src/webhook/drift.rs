@@ -315,7 +315,7 @@ fn added(
     let may = |there: &&Expression<'_>| may_be_added(there, &wanted, tolerated);
     others
         .iter()
-        .all(|there| may(there))
+        .all(may)
         .then(|| others.iter().map(ToString::to_string).collect())
 }
 

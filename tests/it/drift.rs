@@ -303,7 +303,7 @@ fn what_clouds_and_the_policy_add_to_namespace_selectors_stays() -> Result<()> {
     let at = blocking(&before)?;
     // The enforcer of AKS writes the selector of every entry.
     let mut changes = Vec::new();
-    let mut wanted = before.clone();
+    let mut wanted = before;
     for (index, entry) in wanted.iter_mut().enumerate() {
         let selector = &mut entry["namespaceSelector"];
         let expressions = selector["matchExpressions"]
@@ -389,7 +389,7 @@ fn entries_of_others_are_told_of_and_left() -> Result<()> {
         &["theirs.example.com"],
     )?;
     // One that is called like ours is no rule's any more.
-    let mut old = theirs.clone();
+    let mut old = theirs;
     old["name"] = json!("old.gangplank.dev");
     let add = json!([{"op": "add", "path": "/webhooks/-", "value": old}]);
     patch(&cluster, VALIDATING, "remnant", &add)?;
