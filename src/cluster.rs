@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use k8s_openapi::{api::rbac::v1::ClusterRole, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
-    Client, Config,
+    Api, Client, Config, Resource,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
@@ -16,7 +17,7 @@ pub mod registration;
 pub mod reports;
 pub mod watch;
 
-pub use registration::{Registered, owner, register, registered, unregister};
+pub use registration::{Registered, register, registered, unregister};
 
 /// Why the API server was not reached, or refused.
 #[derive(Debug, thiserror::Error)]
@@ -131,4 +132,32 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The ClusterRole of that name as the owner of what is written: the garbage collector removes it when
+/// the ClusterRole goes, though no pod of ours may be left to do it.
+///
+/// # Errors
+/// Where it is not there any more, or the API server is not reached or refuses.
+pub async fn owner(client: &Client, name: &str) -> Result<OwnerReference, ClusterError> {
+    let found = Api::<ClusterRole>::all(client.clone())
+        .get_metadata_opt(name)
+        .await
+        .map_err(|error| ClusterError::Request {
+            what: format!("get the ClusterRole {name:?}"),
+            error: Box::new(error),
+        })?;
+    let meta = found
+        .map(|role| role.metadata)
+        .filter(|meta| meta.deletion_timestamp.is_none());
+    let Some(uid) = meta.and_then(|meta| meta.uid) else {
+        return Err(ClusterError::Owner(name.to_owned()));
+    };
+    Ok(OwnerReference {
+        api_version: ClusterRole::api_version(&()).into_owned(),
+        kind: ClusterRole::kind(&()).into_owned(),
+        name: name.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    })
 }

@@ -19,12 +19,11 @@ use k8s_openapi::{
             MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
         },
         core::v1::ObjectReference,
-        rbac::v1::ClusterRole,
     },
-    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
@@ -88,34 +87,6 @@ const NOTE: usize = 1000;
 
 /// How long the API server may take for an Event.
 const EVENT_LIMIT: Duration = Duration::from_secs(2);
-
-/// The ClusterRole of that name as the owner of what is written: the garbage collector removes it when
-/// the ClusterRole goes, though no pod of ours may be left to do it.
-///
-/// # Errors
-/// Where it is not there any more, or the API server is not reached or refuses.
-pub async fn owner(client: &Client, name: &str) -> Result<OwnerReference, ClusterError> {
-    let found = Api::<ClusterRole>::all(client.clone())
-        .get_metadata_opt(name)
-        .await
-        .map_err(|error| ClusterError::Request {
-            what: format!("get the ClusterRole {name:?}"),
-            error: Box::new(error),
-        })?;
-    let meta = found
-        .map(|role| role.metadata)
-        .filter(|meta| meta.deletion_timestamp.is_none());
-    let Some(uid) = meta.and_then(|meta| meta.uid) else {
-        return Err(ClusterError::Owner(name.to_owned()));
-    };
-    Ok(OwnerReference {
-        api_version: ClusterRole::api_version(&()).into_owned(),
-        kind: ClusterRole::kind(&()).into_owned(),
-        name: name.to_owned(),
-        uid,
-        ..OwnerReference::default()
-    })
-}
 
 /// One of the two configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -128,3 +128,43 @@ impl Tolerated {
             && self.values.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::policy::Policy;
+
+    #[test]
+    fn a_row_that_could_leave_out_everything_or_says_nothing_is_refused() {
+        for (row, wrong) in [
+            (
+                json!({"key": ""}),
+                "registration.tolerated[0].key: is empty",
+            ),
+            (
+                json!({"key": "kubernetes.io/metadata.name"}),
+                "registration.tolerated[0].values: name no namespace",
+            ),
+            (
+                json!({"key": "a", "operator": "DoesNotExist", "values": ["b"]}),
+                "registration.tolerated[0].values: go with the operator NotIn",
+            ),
+            (
+                json!({"key": "a", "operator": "In"}),
+                "registration.tolerated[0].operator: unknown variant `In`",
+            ),
+            (
+                json!({"key": "a", "values": ["["]}),
+                "registration.tolerated[0].values[0]: \"[\" is no pattern",
+            ),
+        ] {
+            let document = json!({
+                "apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy",
+                "registration": {"tolerated": [row]},
+            });
+            let error = Policy::from_document(&document).unwrap_err().to_string();
+            assert!(error.starts_with(wrong), "{error}");
+        }
+    }
+}
