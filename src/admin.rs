@@ -2,6 +2,7 @@
 //! nobody says who they are: what changes something is for those on this machine alone.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     net::SocketAddr,
     sync::{
@@ -30,6 +31,8 @@ pub struct Health {
     authority: Mutex<Option<Result<String, String>>>,
     clients: Mutex<Option<Result<(), String>>>,
     registration: Mutex<Option<Result<(), String>>>,
+    registration_watches: Mutex<BTreeMap<&'static str, Result<(), String>>>,
+    registration_drift: Mutex<Vec<String>>,
     policy: Mutex<Option<Result<String, String>>>,
     /// How the watches of the cluster fare. Never a reason not to be ready.
     pub watches: Arc<Watches>,
@@ -87,6 +90,16 @@ impl Health {
             .registration
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(result);
+    }
+
+    /// How the watch of a webhook configuration fares. Never a reason not to be ready.
+    pub fn registration_watch(&self, configuration: &'static str, fares: Result<(), String>) {
+        lock(&self.registration_watches).insert(configuration, fares);
+    }
+
+    /// Lines about what others changed in the webhook configurations.
+    pub fn registration_drift(&self, lines: Vec<String>) {
+        *lock(&self.registration_drift) = lines;
     }
 
     /// The policy file holds what is in force, by its hash, or why it does not. Never a reason not to
@@ -150,6 +163,21 @@ impl Health {
             Some(Err(error)) => writeln!(text, "webhook configurations: failing: {error}"),
         };
         drop(registration);
+        for (configuration, fares) in lock(&self.registration_watches).iter() {
+            let _ = match fares {
+                Ok(()) => writeln!(
+                    text,
+                    "watch of the {configuration} webhook configuration: ok"
+                ),
+                Err(error) => writeln!(
+                    text,
+                    "watch of the {configuration} webhook configuration: failing: {error}"
+                ),
+            };
+        }
+        for line in lock(&self.registration_drift).iter() {
+            let _ = writeln!(text, "webhook configurations: {line}");
+        }
         self.watches.describe(&mut text);
         text
     }

@@ -115,6 +115,24 @@ struct AccessLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DriftLabels {
+    configuration: &'static str,
+    field: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UndoneLabels {
+    configuration: &'static str,
+    field: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ConfigurationLabels {
+    configuration: &'static str,
+}
+
 /// A review that was made.
 #[derive(Debug)]
 pub struct Seen<'a> {
@@ -153,6 +171,10 @@ pub struct Metrics {
     certificate_failures: Family<CertificateLabels, Counter>,
     certificate_stale: Family<CertificateLabels, Gauge>,
     registered: Gauge,
+    registration_drift: Family<DriftLabels, Gauge>,
+    registration_undone: Family<UndoneLabels, Counter>,
+    registration_of_another: Gauge,
+    registration_watched: Family<ConfigurationLabels, Gauge>,
     watch_synced: Family<WatchLabels, Gauge>,
     watch_failing: Family<WatchLabels, Gauge<f64, AtomicU64>>,
     watch_objects: Family<WatchLabels, Gauge>,
@@ -325,6 +347,30 @@ impl Metrics {
             "1 where the webhook configurations were last written as they should be",
             registered.clone(),
         );
+        let registration_drift = Family::<DriftLabels, Gauge>::default();
+        let registration_undone = Family::<UndoneLabels, Counter>::default();
+        let registration_of_another = Gauge::default();
+        let registration_watched = Family::<ConfigurationLabels, Gauge>::default();
+        registry.register(
+            "registration_drift",
+            "What others changed in the webhook configurations, by state: left as it is, tolerated, or foreign, an entry that is not ours",
+            registration_drift.clone(),
+        );
+        registry.register(
+            "registration_drift_put_right",
+            "What others changed in the webhook configurations and was put right",
+            registration_undone.clone(),
+        );
+        registry.register(
+            "registration_of_another_install",
+            "1 where the webhook configurations belong to another install, and are not written",
+            registration_of_another.clone(),
+        );
+        registry.register(
+            "registration_watched",
+            "1 where changes of a webhook configuration are seen at once",
+            registration_watched.clone(),
+        );
         let watch_synced = Family::<WatchLabels, Gauge>::default();
         let watch_failing = Family::<WatchLabels, Gauge<f64, AtomicU64>>::default();
         let watch_objects = Family::<WatchLabels, Gauge>::default();
@@ -392,6 +438,10 @@ impl Metrics {
             certificate_failures,
             certificate_stale,
             registered,
+            registration_drift,
+            registration_undone,
+            registration_of_another,
+            registration_watched,
             watch_synced,
             watch_failing,
             watch_objects,
@@ -617,6 +667,45 @@ impl Metrics {
     /// The webhook configurations were written, or could not be.
     pub fn registered(&self, written: bool) {
         self.registered.set(i64::from(written));
+    }
+
+    /// This is all that others changed in the webhook configurations and stays so: configuration, field
+    /// and state.
+    pub fn registration_drift(
+        &self,
+        all: impl Iterator<Item = (&'static str, &'static str, &'static str)>,
+    ) {
+        self.registration_drift.clear();
+        for (configuration, field, state) in all {
+            let labels = DriftLabels {
+                configuration,
+                field,
+                state,
+            };
+            self.registration_drift.get_or_create(&labels).inc();
+        }
+    }
+
+    /// Something that others changed in a webhook configuration was put right.
+    pub fn registration_undone(&self, configuration: &'static str, field: &'static str) {
+        let labels = UndoneLabels {
+            configuration,
+            field,
+        };
+        self.registration_undone.get_or_create(&labels).inc();
+    }
+
+    /// Whether the webhook configurations belong to another install.
+    pub fn registration_of_another(&self, another: bool) {
+        self.registration_of_another.set(i64::from(another));
+    }
+
+    /// Whether changes of a webhook configuration are seen at once.
+    pub fn registration_watched(&self, configuration: &'static str, well: bool) {
+        let labels = ConfigurationLabels { configuration };
+        self.registration_watched
+            .get_or_create(&labels)
+            .set(i64::from(well));
     }
 
     /// How the watch of a resource (`<plural>.<group>`) fares, and how many objects it keeps.

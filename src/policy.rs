@@ -26,6 +26,7 @@ mod namespaces;
 mod restore;
 #[cfg(test)]
 mod tests;
+mod tolerated;
 
 pub use exemptions::{Exemptions, NamespacesExempted};
 pub use file::{
@@ -36,6 +37,7 @@ pub use file::{
 use namespaces::{Namespaces, Pattern, WarmPool};
 pub use restore::RESTORE_DAYS;
 use restore::Restore;
+pub use tolerated::{Excluding, RegistrationFile, Tolerated, ToleratedFile};
 
 /// The API version of the policy file.
 pub const API_VERSION: &str = "gangplank.dev/v1alpha1";
@@ -119,6 +121,7 @@ pub struct Policy {
     queues: Vec<(Pattern, String)>,
     warm_pools: Vec<WarmPool>,
     exemptions: Exemptions,
+    tolerated: Vec<Tolerated>,
     catalog: Catalog,
     hash: String,
 }
@@ -238,6 +241,7 @@ impl Policy {
             (!pattern.is_exact(), std::cmp::Reverse(pattern.text.len()))
         });
         let exemptions = Exemptions::read(&file.exemptions)?;
+        let tolerated = Tolerated::read(&file.registration)?;
         let restores = file.restore.iter().enumerate();
         let restores = restores
             .map(|(index, written)| Restore::read(index, written))
@@ -284,6 +288,7 @@ impl Policy {
             queues,
             warm_pools,
             exemptions,
+            tolerated,
             catalog,
             hash: hash(&document.to_string()),
         })
@@ -420,6 +425,11 @@ impl Policy {
             .map(|(_, queue)| queue.as_str())
     }
 
+    /// What others may add to the namespace selectors of the webhook entries.
+    pub fn tolerated(&self) -> &[Tolerated] {
+        &self.tolerated
+    }
+
     /// What it says of exemptions.
     pub const fn exemptions(&self) -> &Exemptions {
         &self.exemptions
@@ -454,6 +464,7 @@ impl Default for Policy {
             warm_pools: Vec::new(),
             queues: Vec::new(),
             exemptions: Exemptions::default(),
+            tolerated: Vec::new(),
             catalog: Catalog::default(),
             hash: String::new(),
         })

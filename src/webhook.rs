@@ -41,6 +41,7 @@ use crate::{
 
 pub mod answer;
 mod body;
+pub mod drift;
 pub mod envelope;
 pub mod limits;
 mod look;

@@ -193,7 +193,7 @@ fn show(policy: &Policy, namespace: Option<&str>, labels: &[(String, String)], f
 /// # Errors
 /// Where YAML cannot hold the document.
 pub fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
-    const ORDER: [&str; 11] = [
+    const ORDER: [&str; 12] = [
         "apiVersion",
         "kind",
         "mode",
@@ -205,6 +205,7 @@ pub fn yaml(document: &Value) -> Result<String, serde_saphyr::ser::Error> {
         "gangScheduler",
         "warmPools",
         "exemptions",
+        "registration",
     ];
     let members = document.as_object().into_iter().flatten();
     let mut members: Vec<(&String, &Value)> = members.collect();

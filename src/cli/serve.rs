@@ -24,7 +24,7 @@ use crate::{
     admin::{self, Admin, Health},
     audit::continuous,
     cli::{FAILED, OK, PolicyText},
-    cluster::{self, ClusterArgs, ClusterError, access::Access, lease::Contest},
+    cluster::{self, ClusterArgs, access::Access, lease::Contest},
     metrics::Metrics,
     policy::Policy,
     telemetry::{self, LogFormat, LogLevel, traces::Traces},
@@ -38,17 +38,12 @@ use crate::{
 
 mod bounds;
 mod certificate;
+mod registration;
 mod reload;
 
 use bounds::Limits;
-use certificate::{Certificate, Trust};
+use certificate::Certificate;
 use reload::PolicyFile;
-
-/// The first pause after a failed registration; it doubles up to the period.
-const REGISTRATION_BACKOFF: Duration = Duration::from_millis(500);
-
-/// How long the API server may take to answer a registration.
-const REGISTRATION_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long requests in flight may take to finish after a signal.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -247,7 +242,7 @@ pub fn run(args: &Args) -> u8 {
         Ok(runtime) => {
             let done = runtime.block_on(async {
                 if args.unregister {
-                    return unregister(args).await;
+                    return registration::unregister(&args.cluster, &args.registration_name).await;
                 }
                 tokio::select! {
                     biased;
@@ -268,20 +263,6 @@ pub fn run(args: &Args) -> u8 {
             FAILED
         }
     }
-}
-
-async fn unregister(args: &Args) -> anyhow::Result<()> {
-    let client = args.cluster.client().await?;
-    let name = &args.registration_name;
-    let removed = tokio::time::timeout(REGISTRATION_LIMIT, cluster::unregister(&client, name))
-        .await
-        .map_err(|_| anyhow!("the API server did not answer within {REGISTRATION_LIMIT:?}"))?;
-    if removed? {
-        tracing::info!("removed the webhook configurations {name:?}");
-    } else {
-        tracing::info!("there are no webhook configurations {name:?}");
-    }
-    Ok(())
 }
 
 async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
@@ -405,9 +386,9 @@ async fn serve(args: &Args, log_level: LogLevel) -> anyhow::Result<()> {
     let mut upkeep = if let Some(client) = client.filter(|_| args.register && early.is_none()) {
         let health = Arc::clone(&health);
         let period = Duration::from(args.registration_period);
-        tokio::spawn(register(
+        tokio::spawn(registration::follow(
             client,
-            Standing {
+            registration::Standing {
                 registration,
                 owner: args.registration_owner.clone(),
                 trust,
@@ -552,101 +533,6 @@ fn reach(args: &Args, listening: SocketAddr) -> Reach {
                 });
             }
             Reach::Url(format!("https://{address}"))
-        }
-    }
-}
-
-/// What the webhook configurations are made of, besides the policy.
-struct Standing {
-    registration: Registration,
-    /// The ClusterRole that they belong to.
-    owner: Option<String>,
-    /// What the API server has to trust.
-    trust: Trust,
-}
-
-/// Writes the webhook configurations, and again from time to time: what somebody changed by hand,
-/// or removed, comes back. Failing does not make us less ready.
-async fn register(
-    client: kube::Client,
-    mut standing: Standing,
-    desk: Arc<Desk>,
-    health: Arc<Health>,
-    period: Duration,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let mut backoff = REGISTRATION_BACKOFF;
-    let (mut announced, mut ready) = (false, false);
-    let mut adopted = desk.adopted.subscribe();
-    loop {
-        adopted.mark_unchanged();
-        standing.trust.mark_unchanged();
-        let write = write(&client, &standing, &desk);
-        let write = tokio::time::timeout(REGISTRATION_LIMIT, write);
-        let result = tokio::select! {
-            written = write => match written {
-                Ok(result) => result,
-                Err(_) => Err(format!(
-                    "the API server did not answer within {} s",
-                    REGISTRATION_LIMIT.as_secs()
-                )),
-            },
-            () = until_stopped(stopped.clone()) => return,
-        };
-        desk.metrics.registered(result.is_ok());
-        let pause = match &result {
-            Ok(()) => {
-                if !announced {
-                    tracing::info!(
-                        name = standing.registration.name,
-                        "wrote the webhook configurations"
-                    );
-                    announced = true;
-                }
-                if !ready && health.has_certificate() {
-                    tracing::info!("ready");
-                    ready = true;
-                }
-                backoff = REGISTRATION_BACKOFF;
-                period
-            }
-            Err(error) => {
-                tracing::error!("{error}; trying again in {backoff:?}");
-                let pause = backoff;
-                backoff = (backoff * 2).min(period);
-                pause
-            }
-        };
-        health.registration(result);
-        // What another policy or authority makes stale is written at once.
-        tokio::select! {
-            ended = wait(&mut stopped, pause) => if ended { return; },
-            _ = adopted.changed() => {}
-            () = standing.trust.changed() => {}
-        }
-    }
-}
-
-/// Writes the webhook configurations once. Whatever somebody else wrote in between is looked at again.
-async fn write(client: &kube::Client, standing: &Standing, desk: &Desk) -> Result<(), String> {
-    let failed = |error: ClusterError| cluster::chain(&error);
-    loop {
-        let owner = match &standing.owner {
-            Some(name) => Some(cluster::owner(client, name).await.map_err(failed)?),
-            None => None,
-        };
-        let seen = cluster::registered(client, &standing.registration.name)
-            .await
-            .map_err(failed)?;
-        let registration = Registration {
-            ca_bundle: standing.trust.bundle(&seen).await?,
-            owner,
-            ..standing.registration.clone()
-        };
-        let wanted = registration.configurations(&desk.policy.load());
-        match cluster::register(client, wanted, &seen).await {
-            Err(error) if error.is_conflict() => {}
-            result => return result.map_err(failed),
         }
     }
 }

@@ -443,7 +443,7 @@ impl std::fmt::Display for Failure {
 }
 
 /// A pause, more or less: replicas that lost the same server should not come back as one.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     let nanos = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());

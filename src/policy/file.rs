@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::RegistrationFile;
 use crate::{
     catalog::{engines::Engine, metrics::MetricRow},
     finding::Level,
@@ -39,6 +40,8 @@ pub struct PolicyFile {
     pub warm_pools: Vec<String>,
     /// Bounds of what exemptions may do.
     pub exemptions: ExemptionsFile,
+    /// The webhook configurations of Gangplank itself.
+    pub registration: RegistrationFile,
     /// What this site adds to the catalogues.
     pub catalog: CatalogFile,
 }

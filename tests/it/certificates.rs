@@ -843,7 +843,8 @@ fn few_permissions_suffice_and_another_keeps_ca_bundle_where_it_is_injected() ->
         json!([
             {"apiGroups": ["admissionregistration.k8s.io"],
                 "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
-                "resourceNames": ["gangplank"], "verbs": ["get", "create", "patch"]},
+                "resourceNames": ["gangplank"],
+                "verbs": ["get", "list", "watch", "create", "patch", "update"]},
             {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"],
                 "resourceNames": ["gangplank"], "verbs": ["get"]},
         ]),

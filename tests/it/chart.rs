@@ -190,7 +190,21 @@ fn the_role_covers_what_is_judged_and_nothing_else() -> Result<()> {
 
     let objects = rendered(&[])?;
     let role = one(&objects, "ClusterRole", NAME)?;
-    let seen: BTreeSet<_> = judged.union(&watched).cloned().collect();
+    // The webhook configurations, by name.
+    let ours: BTreeSet<_> = ["mutating", "validating"]
+        .map(|side| {
+            let resource = format!("{side}webhookconfigurations");
+            pair("admissionregistration.k8s.io", &resource)
+        })
+        .into();
+    let limited = |role: &Value| {
+        let rules = role["rules"].as_array().into_iter().flatten();
+        let mut rules = rules.filter(|rule| rule["apiGroups"][0] == "admissionregistration.k8s.io");
+        rules.all(|rule| rule["resourceNames"] == serde_json::json!([NAME]))
+    };
+    assert!(limited(role));
+    assert_eq!(allowed(role, "update"), ours);
+    let seen: BTreeSet<_> = judged.union(&watched).chain(&ours).cloned().collect();
     assert_eq!(allowed(role, "watch"), seen);
     let listed: BTreeSet<_> = seen.union(&reports).cloned().collect();
     assert_eq!(allowed(role, "list"), listed);
@@ -198,7 +212,8 @@ fn the_role_covers_what_is_judged_and_nothing_else() -> Result<()> {
     let quiet = ["--set", "watch=false,audit.enabled=false"];
     let objects = rendered(&quiet)?;
     let role = one(&objects, "ClusterRole", NAME)?;
-    assert!(allowed(role, "list").is_empty() && allowed(role, "watch").is_empty());
+    assert_eq!(allowed(role, "list"), ours);
+    assert_eq!(allowed(role, "watch"), ours);
     assert!(allowed(role, "get").is_superset(&judged));
     assert!(objects.iter().all(|object| object["kind"] != "Job"));
     for object in &objects {

@@ -23,6 +23,7 @@ mod conditions;
 mod conformance;
 mod crowd;
 mod docs;
+mod drift;
 mod enforce;
 mod exemptions;
 mod faults;
