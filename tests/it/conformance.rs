@@ -306,7 +306,7 @@ fn a_timeout_is_the_failure_policy_of_the_entry() -> Result<()> {
             scope.spawn(move || kubectl.create(&object.to_string()))
         };
         let all = (
-            create(hpa("unanswered.validate", GOOD)),
+            create(hpa("unanswered.validate", BAD)),
             create(advised),
             create(silent),
         );

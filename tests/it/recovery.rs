@@ -505,11 +505,6 @@ fn the_rest_of_the_world_goes_on(recovery: &mut Recovery<'_>) -> Result<()> {
         DEVELOPER,
         &job("migrate", &json!({"limits": {"cpu": "1"}}), &["migrate"]),
     )?;
-    let gpu = json!({"limits": {"nvidia.com/gpu": 8}});
-    let train = ["torchrun", "--nproc-per-node=8", "train.py"];
-    if recovery.apply(DEVELOPER, &job("train", &gpu, &train))? {
-        recovery.pods("training", "job-name=train", 1)?;
-    }
     for object in [
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "flags", "namespace": "web"}}),
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "token", "namespace": "web"}}),
@@ -701,11 +696,20 @@ fn what_could_be_denied_waits(cluster: &Cluster) -> Result<()> {
                 "resources": {"limits": {"nvidia.com/gpu": 8}}}]},
         }},
     });
+    // Nothing outside of its arguments tells a launcher of training from one that serves.
+    let gpu = json!({"limits": {"nvidia.com/gpu": 8}});
+    let mut train = job(
+        "train",
+        &gpu,
+        &["torchrun", "--nproc-per-node=8", "train.py"],
+    );
+    train["metadata"]["namespace"] = json!("inference");
     for object in [
         hpa("bad", BAD),
         scaled_object("bad", "avg(DCGM_FI_DEV_GPU_UTIL)"),
         node_pool("bad", Some(evicting)),
         server,
+        train,
     ] {
         let what = format!("create {}", object["kind"]);
         waits(&what, &kubectl.create(&object.to_string())?)?;
