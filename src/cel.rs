@@ -41,20 +41,20 @@ impl Test {
 
     /// Joins tests by `||` or `&&`; `decisive` is the constant that decides the whole.
     fn join(tests: impl IntoIterator<Item = Self>, decisive: bool) -> Self {
-        let mut texts: Vec<String> = Vec::new();
+        let mut parts: Vec<String> = Vec::new();
         for test in tests {
             match test {
                 Self::Constant(value) if value == decisive => return Self::Constant(decisive),
                 Self::Constant(_) => {}
-                Self::Text(text) if texts.contains(&text) => {}
-                Self::Text(text) => texts.push(text),
+                Self::Text(part) if parts.contains(&part) => {}
+                Self::Text(part) => parts.push(part),
             }
         }
         let operator = if decisive { " || " } else { " && " };
-        match texts.as_slice() {
+        match parts.as_slice() {
             [] => Self::Constant(!decisive),
             [only] => Self::Text(only.clone()),
-            _ => Self::Text(format!("({})", texts.join(operator))),
+            _ => Self::Text(format!("({})", parts.join(operator))),
         }
     }
 
@@ -281,7 +281,7 @@ impl Value {
         let found = match test(&Self::named(variable)) {
             Test::Constant(false) => Test::Constant(false),
             Test::Constant(true) => Test::Text(format!("size({path}) > 0")),
-            Test::Text(text) => Test::Text(format!("{path}.exists({variable}, {text})")),
+            Test::Text(inner) => Test::Text(format!("{path}.exists({variable}, {inner})")),
         };
         let many = Test::Text(format!("size({path}) > {most}"));
         Test::all([

@@ -53,4 +53,5 @@ mod signals;
 mod strangers;
 mod targets;
 mod v1beta1;
+mod waits;
 mod workloads;
