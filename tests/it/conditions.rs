@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::places,
-    enforce::{deployment, guarded, reference},
+    enforce::{deployment, guarded, hpa, reference},
     fixtures::{fixtures, now},
     harness::{Cluster, client},
     overheard::Overheard,
@@ -594,6 +594,67 @@ fn denied_manifests(policy: &Policy, namespace: &str) -> Vec<(Write, String)> {
     writes
 }
 
+/// The object without what it is denied for: what it could have been before an UPDATE made it that.
+fn harmless(kind: &Kind, object: &Value) -> Value {
+    let mut object = object.clone();
+    if !is_built_in(kind) {
+        object["spec"] = json!({});
+    } else if object["spec"]["metrics"].is_array() {
+        object["spec"]["metrics"] = hpa("x", "http_requests_per_second")["spec"]["metrics"].clone();
+    } else if let Some(pod) = object.pointer_mut("/spec/template/spec") {
+        for list in ["containers", "initContainers"] {
+            for container in pod[list].as_array_mut().into_iter().flatten() {
+                container["resources"] = json!({});
+            }
+        }
+        pod["resourceClaims"] = Value::Null;
+    }
+    object
+}
+
+/// Updates of stored, harmless objects to what a policy denies, and what each is denied for.
+fn denied_updates(
+    overheard: &Overheard,
+    namespace: &str,
+    manifests: &[(Write, String)],
+) -> Result<Vec<(Write, String)>> {
+    let mut updates = Vec::new();
+    overheard.runtime.block_on(async {
+        let client = client(overheard.cluster.kubeconfig()).await?;
+        for (index, ((kind, what, object), _)) in manifests.iter().enumerate() {
+            let name = format!("u-{index}");
+            let object = named(kind, object.clone(), &name, namespace);
+            let within = if kind.namespaced {
+                format!("namespaces/{namespace}/")
+            } else {
+                String::new()
+            };
+            let version = object["apiVersion"].as_str().context("a version")?;
+            let path = format!("/apis/{version}/{within}{}", kind.resource);
+            let request = axum::http::Request::post(path)
+                .header("content-type", "application/json")
+                .body(harmless(kind, &object).to_string().into_bytes())?;
+            // What the API server itself refuses cannot be updated.
+            let Ok(stored) = client.request::<Value>(request).await else {
+                continue;
+            };
+            let mut update = object;
+            update["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+            let rules = denied(
+                overheard.policy(),
+                &Facts::unknown(),
+                &update,
+                Some(&stored),
+            );
+            if let Some(rules) = rules {
+                updates.push(((*kind, format!("UPDATE to {what}"), update), rules));
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(updates)
+}
+
 /// Which writes somebody asked about, by kind and name, and at which entry.
 fn entries(overheard: &Overheard) -> BTreeMap<(String, String), BTreeSet<String>> {
     let heard = overheard.heard.lock().unwrap();
@@ -629,7 +690,16 @@ fn everything_denied_is_sent(policy: Policy, shapes: &[Value]) -> Result<()> {
     let namespace = kubectl.namespace().to_owned();
     let mut expected: BTreeMap<usize, String> = BTreeMap::new();
     let mut writes: Vec<Write> = Vec::new();
-    for (write, rules) in denied_manifests(policy, &namespace) {
+    let manifests = denied_manifests(policy, &namespace);
+    let updates = denied_updates(&overheard, &namespace, &manifests)?;
+    ensure!(
+        updates.len() > manifests.len() / 3,
+        "only {} updates",
+        updates.len()
+    );
+    // Those that made the objects are not the ones that are looked for.
+    overheard.heard.lock().unwrap().clear();
+    for (write, rules) in manifests.into_iter().chain(updates) {
         expected.insert(writes.len(), rules);
         writes.push(write);
     }
