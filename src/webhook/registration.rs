@@ -218,11 +218,13 @@ fn entries(policy: &Policy) -> (Option<Entry>, Option<Entry>, Option<Entry>) {
     let (mut defaults, mut enforce, mut advise) = (Vec::new(), Vec::new(), Vec::new());
     for kind in kinds {
         // The rules about exemptions speak of every kind; that one is malformed matters no more than
-        // the rule that it is about.
+        // the rule that it is about. So does the one about an object's size, which only stands in for
+        // rules that had too much to read.
         let of_kind = || {
-            RULES
-                .iter()
-                .filter(|rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
+            RULES.iter().filter(|rule| {
+                rule.kinds.contains(&kind)
+                    && !matches!(rule.group, Group::Objects | Group::Exemptions)
+            })
         };
         let ours = ours(kind);
         if policy.may_enforce(kind)
