@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::{
+    budget::Budget,
     catalog::engines::{DataRanks, Engine, Engines, Setting, Silent},
     facts::Facts,
     finding::{Confidence, FieldPath},
@@ -34,6 +35,17 @@ const MAX_DEGREE: u64 = 100_000;
 const MAX_DEPTH: usize = 4;
 /// Most scripts of mounted files that one container's command line is followed into.
 const MAX_SCRIPTS: usize = 16;
+/// Steps that a variable of the environment takes, beside its bytes.
+const VARIABLE: usize = 100;
+/// Steps that a command takes, beside its words.
+const COMMAND: usize = 400;
+/// Steps that a word takes, beside its bytes: it is compared with every program that is known, and
+/// with every flag of one.
+const WORD: usize = 300;
+/// Steps that it takes to look a word up among the flags by which an engine is told.
+const SIGNATURE: usize = 1_000;
+/// Steps that the ranks of a run take, beside its words.
+const RUN: usize = 3_000;
 /// Most words of one container that are read.
 const MAX_WORDS: usize = 20_000;
 
@@ -208,6 +220,8 @@ pub struct Surroundings<'a> {
     pub injected: Vec<(&'static str, Count)>,
     /// The owner is declared to be a model server.
     pub declared: bool,
+    /// What reading the pods' command lines costs.
+    pub budget: &'a Budget,
 }
 
 /// Containers with accelerators that one pod is read for. No node has so many GPUs to give them, and what
@@ -224,12 +238,18 @@ pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec
         .long_running()
         .filter(|container| template.container_has_accelerator(around.engines, container))
         .take(MOST_SERVERS)
+        .take_while(|_| !around.budget.is_spent())
         .filter_map(|container| {
             let gpus = template
                 .accelerators_of(around.engines, &container)
                 .map_or(Count::Unknown, |own| own.units);
-            read(template, container, gpus, around)
+            let path = template.container_path(&container);
+            around
+                .budget
+                .on(&path, || read(template, container, gpus, around))
         })
+        // What was read in part says nothing.
+        .take_while(|_| !around.budget.is_spent())
         .collect()
 }
 
@@ -344,15 +364,17 @@ struct Word {
 }
 
 /// The environment of a container, as far as it can be read.
-struct Environment {
+struct Environment<'b> {
+    budget: &'b Budget,
     variables: BTreeMap<String, (Variable, Origin)>,
     /// Some of it comes from where we cannot look.
     open: bool,
 }
 
-impl Environment {
-    fn read(container: &Container<'_>, around: &Surroundings<'_>) -> Self {
+impl<'b> Environment<'b> {
+    fn read(container: &Container<'_>, around: &Surroundings<'b>) -> Self {
         let mut this = Self {
+            budget: around.budget,
             variables: BTreeMap::new(),
             open: false,
         };
@@ -387,6 +409,7 @@ impl Environment {
                 .and_then(Value::as_str)
                 .unwrap_or_default();
             for (key, value) in data {
+                this.budget.spend(VARIABLE);
                 let value = value
                     .as_str()
                     .map_or(Variable::Unknown, |text| Variable::Known(text.to_owned()));
@@ -395,6 +418,7 @@ impl Environment {
             }
         }
         for (index, variable) in list("env") {
+            this.budget.spend(VARIABLE);
             let Some(name) = variable.get("name").and_then(Value::as_str) else {
                 continue;
             };
@@ -427,6 +451,9 @@ impl Environment {
     /// Expands `$(NAME)` as the kubelet does; `$$` stands for `$`. A reference to nothing stays as
     /// it is written, which a shell takes for a command and everything else for text.
     fn expand(&self, text: &str, close: bool) -> String {
+        if self.budget.is_spent() {
+            return UNKNOWN.to_string();
+        }
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(dollar) = rest.find('$') {
@@ -455,10 +482,13 @@ impl Environment {
                 rest = from.get(1..).unwrap_or_default();
             }
             if out.len() > 256 * 1024 {
+                self.budget.spend(4 * out.len());
                 return UNKNOWN.to_string();
             }
         }
         out.push_str(rest);
+        // It is copied, and looked through for blanks, names and flags.
+        self.budget.spend(4 * (text.len() + out.len()));
         out
     }
 }
@@ -513,6 +543,7 @@ fn read<'a>(
         template,
         container: &container,
         config_maps: around.config_maps,
+        budget: around.budget,
     };
     let mut found = Found {
         environment: &environment,
@@ -539,6 +570,7 @@ fn read<'a>(
         }
         let by_image = around.engines.by_image(container.image());
         // A simulator takes the flags of what it stands for.
+        around.budget.spend(SIGNATURE * words.len());
         let other = launched || around.engines.is_no_server(container.image());
         let signature = around.engines.engines.iter().find(|engine| {
             if other && !around.declared {
@@ -574,6 +606,7 @@ fn read<'a>(
     }
     let all: Vec<(Parallelism, Option<Count>)> = runs
         .iter()
+        .take_while(|_| !around.budget.is_spent())
         .map(|run| ranks(run, &environment, &files, &path, gpus))
         .collect();
     let (mut parallelism, shutdown) = all.first()?.clone();
@@ -620,7 +653,7 @@ enum File {
 
 /// Follows a container's command line to the engines that it runs.
 struct Found<'e, 'a> {
-    environment: &'e Environment,
+    environment: &'e Environment<'a>,
     around: &'e Surroundings<'a>,
     files: Files<'a, 'e>,
     /// The script that hides what runs.
@@ -640,6 +673,13 @@ struct Found<'e, 'a> {
 
 impl Found<'_, '_> {
     fn follow(&mut self, words: &[Word], assignments: &[(String, String)], depth: usize) {
+        let budget = self.around.budget;
+        let bytes: usize = words.iter().map(|word| word.text.len()).sum();
+        budget.spend(COMMAND + WORD * words.len() + bytes);
+        budget.spend(WORD * assignments.len());
+        if budget.is_spent() {
+            return;
+        }
         let (words, given) = unwrap(words);
         let assignments = &[assignments, &given].concat();
         let Some(first) = words.first() else { return };
@@ -703,6 +743,10 @@ impl Found<'_, '_> {
                 else {
                     continue;
                 };
+                self.around.budget.spend(WORD * rest.len());
+                if self.around.budget.is_spent() {
+                    return;
+                }
                 let after = rest.get(length..).unwrap_or_default().to_vec();
                 if !engine.is_server() {
                     launcher = Some((engine, after));
@@ -722,6 +766,10 @@ impl Found<'_, '_> {
                 rest.first().map(|word| basename(&word.text)),
                 Some("mpirun" | "mpiexec" | "srun")
             ) {
+                self.around.budget.spend(8 * rest.len());
+                if self.around.budget.is_spent() {
+                    return;
+                }
                 mpi = flags::processes(rest);
             }
         }
@@ -793,7 +841,8 @@ impl Found<'_, '_> {
                 self.environment.get(name)
             }
         };
-        let commands = shell::commands(text, &lookup).filter(|_| depth < MAX_DEPTH);
+        let budget = self.around.budget;
+        let commands = shell::commands(text, &lookup, budget).filter(|_| depth < MAX_DEPTH);
         let Some(commands) = commands else {
             self.busy = true;
             return;
@@ -1052,7 +1101,7 @@ fn is_shell_builtin(program: &str) -> bool {
 /// Reads an engine's ranks off its words and environment.
 fn ranks(
     run: &Invocation<'_>,
-    environment: &Environment,
+    environment: &Environment<'_>,
     files: &Files<'_, '_>,
     container: &FieldPath,
     gpus: Count,
@@ -1060,12 +1109,17 @@ fn ranks(
     let Some(engine) = run.engine else {
         return (Parallelism::UNKNOWN, None);
     };
+    let budget = environment.budget;
+    let bytes: usize = run.words.iter().map(|word| word.text.len()).sum();
+    budget.spend(RUN + WORD * run.words.len() + bytes);
+    budget.spend(WORD * run.assignments.len());
     let (read, unread) = line(engine, &run.words, files);
     let extra: Vec<Word> = engine
         .extra_args
         .iter()
         .filter_map(|name| match environment.variables.get(name) {
             Some((Variable::Known(text), origin)) => {
+                budget.spend(16 * text.len());
                 Some(shlex::split(text)?.into_iter().map(|text| Word {
                     text,
                     origin: *origin,
@@ -1301,7 +1355,7 @@ fn evidence(
 fn launcher_setting(
     run: &Invocation<'_>,
     setting: Setting,
-    environment: &Environment,
+    environment: &Environment<'_>,
     container: &FieldPath,
 ) -> Option<Degree> {
     let (engine, words) = run.launcher.as_ref()?;
@@ -1333,7 +1387,7 @@ fn launcher_setting(
 fn silent_tensor(
     engine: &Engine,
     read: &flags::Line,
-    environment: &Environment,
+    environment: &Environment<'_>,
     silent: Silent,
     gpus: Count,
     container: &FieldPath,
@@ -1374,14 +1428,14 @@ fn silent_tensor(
     limited.then(|| Degree::unsaid(Count::Unknown))
 }
 
-fn all_devices(environment: &Environment, name: &str) -> bool {
+fn all_devices(environment: &Environment<'_>, name: &str) -> bool {
     environment.get(name) == Variable::Known("all".to_owned())
 }
 
 /// `tpN` and `ppN` in the name of a profile, as in `vllm-fp16-tp2-pp1`.
 fn profile(
     engine: &Engine,
-    environment: &Environment,
+    environment: &Environment<'_>,
     container: &FieldPath,
 ) -> (Option<Degree>, Option<Degree>) {
     let Some(name) = &engine.profile else {
@@ -1390,6 +1444,7 @@ fn profile(
     let Some((Variable::Known(text), origin)) = environment.variables.get(name) else {
         return (None, None);
     };
+    environment.budget.spend(8 * text.len());
     let part = |prefix: &str| {
         text.split(['-', '_', '.']).find_map(|token| {
             let number = token.strip_prefix(prefix)?;

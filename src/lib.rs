@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod budget;
 pub mod catalog;
 pub(crate) mod cel;
 pub mod cli;

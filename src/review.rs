@@ -36,6 +36,10 @@ pub struct Review {
     /// The rules from which the requester would have to have the right to exempt, and of which nobody
     /// has asked: with the answers among the facts, the review may be another.
     pub asks: Vec<&'static str>,
+    /// The steps of work that reading the object took, of the [`Budget`] that one may take.
+    ///
+    /// [`Budget`]: crate::budget::Budget
+    pub steps: u64,
 }
 
 impl Review {
@@ -122,12 +126,19 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         Door::Validate => dry,
         Door::Check | Door::Audit => true,
     };
+    // What is read for the fills is read already where nothing is filled.
+    let unfilled = Memo::default();
     if fills && !is_child && kinds::is_filled(subject.group(), &subject.kind) {
         // Most objects are left as they are, and need no copy to be changed.
         let mut patcher = None;
-        let memo = Memo::default();
         for rule in rules().filter(|rule| !is_claimed(policy, subject, rule, now)) {
-            findings.extend(fill(rule, policy, facts, subject, now, &memo, &mut patcher));
+            let filled = fill(rule, policy, facts, subject, now, &unfilled, &mut patcher);
+            findings.extend(filled);
+        }
+        // What has not been read whole is not filled in part.
+        if unfilled.budget.is_spent() {
+            patcher = None;
+            findings.clear();
         }
         let (value, operations) = match patcher.map(Patcher::finish) {
             Some((value, operations)) => (Some(value), operations),
@@ -142,19 +153,33 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
             patch = operations;
         }
     }
+    let mut steps = unfilled.budget.spent();
     if subject.door != Door::Mutate {
-        let judged = judged.as_ref().unwrap_or(subject);
+        let filled = Memo::default();
+        let (judged, memo) = match &judged {
+            Some(judged) => (judged, &filled),
+            None => (subject, &unfilled),
+        };
         // What an old object was let in for as the child of a controller is no existing violation.
         let old = subject
             .as_it_stood()
             .filter(|old| is_child || parent_of(old, Controllers::builtin()) == Parent::None);
-        let (memo, old_memo) = (Memo::default(), Memo::default());
+        let old_memo = Memo::default();
+        // The object whose exemptions a copy of them may stand on; read once for all rules.
+        let owner = facts.rights().owner.as_ref().and_then(|owner| {
+            let owner = Subject::from_manifest(Arc::clone(owner))?;
+            Some(Subject {
+                door: Door::Audit,
+                ..owner
+            })
+        });
+        let owner_memo = Memo::default();
         let mut fired = BTreeSet::new();
         for rule in rules() {
             if rule.group == Group::Exemptions {
                 memo.keep_fired(std::mem::take(&mut fired));
             }
-            let mut found = check(rule, policy, facts, judged, now, &memo);
+            let mut found = check(rule, policy, facts, judged, now, memo);
             if let Some(level) = strongest(&found) {
                 fired.insert(rule.id);
                 let case = Case {
@@ -173,14 +198,9 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
                         })
                     })
                 };
-                let elsewhere = |value: &Value| {
-                    let other = Subject::from_manifest(Arc::new(value.clone()))?;
-                    let other = Subject {
-                        door: Door::Audit,
-                        ..other
-                    };
-                    let memo = Memo::default();
-                    strongest(&check(rule, policy, facts, &other, now, &memo))
+                let elsewhere = || {
+                    let owner = owner.as_ref()?;
+                    strongest(&check(rule, policy, facts, owner, now, &owner_memo))
                 };
                 let standing = case.standing(old.as_ref(), || strongest(before()), elsewhere);
                 if let Standing::Void { ask: true, .. } = standing {
@@ -199,6 +219,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
             }
             findings.extend(found);
         }
+        steps = memo.budget.spent();
     }
     if dry {
         for finding in &mut findings {
@@ -215,6 +236,7 @@ pub fn review(policy: &Policy, facts: &Facts, subject: &Subject, now: Timestamp)
         patch,
         skipped: None,
         asks,
+        steps,
     }
 }
 

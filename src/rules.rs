@@ -9,6 +9,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
+    budget::Budget,
     edit::Edit,
     facts::Facts,
     finding::{Confidence, FieldPath, Finding, Level},
@@ -21,6 +22,7 @@ use crate::{
 pub mod exemptions;
 pub mod kinds;
 pub mod node_pools;
+pub mod objects;
 pub mod page;
 pub mod signals;
 pub mod workloads;
@@ -58,6 +60,8 @@ pub static RULES: &[&Rule] = &[
     &workloads::gpu_toleration::GPU_TOLERATION,
     &workloads::disruption_annotation::DISRUPTION_ANNOTATION,
     &workloads::gpu_requests_equal_limits::GPU_REQUESTS_EQUAL_LIMITS,
+    // After all that reads the object.
+    &objects::object_too_complex::OBJECT_TOO_COMPLEX,
     // Last: they look at what the others have found.
     &exemptions::exemption_malformed::EXEMPTION_MALFORMED,
     &exemptions::exemption_expired::EXEMPTION_EXPIRED,
@@ -93,6 +97,8 @@ pub enum Group {
     NodePools,
     /// Model servers.
     Workloads,
+    /// Objects of any kind, as a whole.
+    Objects,
     /// Exceptions from rules.
     Exemptions,
 }
@@ -292,6 +298,9 @@ pub struct Context<'a, P: ?Sized = dyn Any + Send + Sync> {
 /// What several rules read off one object, read once.
 #[derive(Debug, Default)]
 pub struct Memo<'a> {
+    /// What reading it has cost.
+    pub budget: Budget,
+    pool: OnceCell<Option<node_pools::Judged<'a>>>,
     servings: OnceCell<Vec<Serving<'a>>>,
     sources: OnceCell<Vec<Source>>,
     fired: OnceCell<BTreeSet<&'static str>>,
@@ -314,9 +323,10 @@ impl<'a, P: ?Sized> Context<'a, P> {
     /// What the object serves: a model server on accelerators, several for a kind that holds
     /// several workloads.
     pub fn servings(&self) -> &'a [Serving<'a>] {
-        self.memo
-            .servings
-            .get_or_init(|| Serving::all(self.subject, self.facts, self.policy.catalog().engines()))
+        self.memo.servings.get_or_init(|| {
+            let engines = self.policy.catalog().engines();
+            Serving::all(self.subject, self.facts, engines, &self.memo.budget)
+        })
     }
 
     /// Judges what the object serves, as pods: one model server for each of its workloads, the one that
@@ -357,11 +367,29 @@ impl<'a, P: ?Sized> Context<'a, P> {
         }
     }
 
+    /// The object as a NodePool whose machines are known; none for other kinds, and for one that costs
+    /// more than it may.
+    fn pool(&self) -> Option<&'a node_pools::Judged<'a>> {
+        let catalog = &self.policy.catalog().instances;
+        self.memo
+            .pool
+            .get_or_init(|| node_pools::Judged::of(self.subject, catalog, &self.memo.budget))
+            .as_ref()
+    }
+
+    /// Reads all of the object that costs more than its bytes, as the rules do, each part once.
+    pub fn measure(&self) {
+        self.sources();
+        self.servings();
+        self.pool();
+    }
+
     /// What the object scales on, if it is an autoscaler.
     pub fn sources(&self) -> &'a [Source] {
-        self.memo
-            .sources
-            .get_or_init(|| signal::sources(self.policy.catalog().metrics(), self.subject))
+        self.memo.sources.get_or_init(|| {
+            let catalog = self.policy.catalog().metrics();
+            signal::sources(catalog, self.subject, &self.memo.budget)
+        })
     }
 }
 

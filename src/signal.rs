@@ -1,6 +1,6 @@
 //! What an autoscaler's metric names and queries read: the judgement that the signal rules share.
 
-use std::fmt;
+use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 mod advice;
 mod dialect;
@@ -17,8 +17,11 @@ pub(crate) use name::words;
 pub(crate) use sources::report;
 pub use sources::{Shape, Source, sources};
 
-use crate::catalog::metrics::{Meaning, MetricCatalog};
-use work::{LONGEST_NAME, LONGEST_QUERY, spend};
+use crate::{
+    budget::Budget,
+    catalog::metrics::{Meaning, MetricCatalog},
+};
+use work::{LONGEST_NAME, LONGEST_QUERY};
 
 /// What a signal is, as far as the rules tell signals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,30 +130,7 @@ impl fmt::Display for Signal {
 
 /// What a metric name means. `labels` are those that are known to select its series.
 pub fn classify(catalog: &MetricCatalog, written: &str, labels: &[(String, String)]) -> Signal {
-    let cut = head(written, LONGEST_QUERY);
-    let whole = cut.trim();
-    let written = head(whole, LONGEST_NAME);
-    // Its letters are read for words, for the catalogue, and for what the words mean.
-    spend(64 + 8 * written.len());
-    let name = Name::new(written);
-    let (meaning, exporter) = match catalog.find(&name, labels) {
-        Some(known) => (Some(known.meaning), known.exporter),
-        None => (vocabulary::meaning(name.words()), ""),
-    };
-    // What one half of a name says already, the half that is missing cannot unsay.
-    let half = written.len() < whole.len() || name.has_placeholder() && exporter.is_empty();
-    if half && !meaning.is_some_and(|meaning| meaning.class().is_device_load()) {
-        return Signal::opaque(written);
-    }
-    Signal::new(written, name.spelling(), meaning, exporter)
-}
-
-/// The start of a text: as many bytes as given, or a few less.
-fn head(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len()))
-        .rev()
-        .find(|&end| text.is_char_boundary(end));
-    end.and_then(|end| text.get(..end)).unwrap_or_default()
+    Reader::new(catalog, &Budget::default()).name(written, labels)
 }
 
 /// What a PromQL query reads, each series once.
@@ -160,19 +140,83 @@ pub fn classify_promql(catalog: &MetricCatalog, query: &str) -> Vec<Signal> {
 
 /// What a query in any language reads, each series once.
 pub fn classify_query(catalog: &MetricCatalog, dialect: Dialect, query: &str) -> Vec<Signal> {
-    let read = head(query, LONGEST_QUERY);
-    let cut = read.len() < query.len();
-    let mut signals: Vec<Signal> = match dialect {
-        Dialect::PromQl => promql::series(read, cut)
-            .iter()
-            .map(|series| series.classify(catalog))
-            .collect(),
-        other => dialect::classify(catalog, other, read),
-    };
-    if cut && dialect != Dialect::Name {
-        signals.push(Signal::opaque(query));
+    Reader::new(catalog, &Budget::default()).query(dialect, query)
+}
+
+/// Reads the names and queries of one object.
+#[derive(Debug)]
+struct Reader<'a> {
+    catalog: &'a MetricCatalog,
+    budget: &'a Budget,
+    /// What patterns over metric names have been found to select, by their text.
+    patterns: RefCell<BTreeMap<String, promql::Selected<'a>>>,
+}
+
+impl<'a> Reader<'a> {
+    const fn new(catalog: &'a MetricCatalog, budget: &'a Budget) -> Self {
+        Self {
+            catalog,
+            budget,
+            patterns: RefCell::new(BTreeMap::new()),
+        }
     }
-    merge(signals)
+
+    /// What a metric name means. `labels` are those that are known to select its series.
+    fn name(&self, written: &str, labels: &[(String, String)]) -> Signal {
+        let cut = head(written, LONGEST_QUERY);
+        let whole = cut.trim();
+        let written = head(whole, LONGEST_NAME);
+        // Its letters are read for words, for the catalogue, and for what the words mean.
+        self.budget.spend(64 + 8 * written.len());
+        let name = Name::read(written, self.budget);
+        let (meaning, exporter) = match self.catalog.find(&name, labels) {
+            Some(known) => (Some(known.meaning), known.exporter),
+            None => (vocabulary::meaning(name.words()), ""),
+        };
+        // What one half of a name says already, the half that is missing cannot unsay.
+        let half = written.len() < whole.len() || name.has_placeholder() && exporter.is_empty();
+        if half && !meaning.is_some_and(|meaning| meaning.class().is_device_load()) {
+            return Signal::opaque(written);
+        }
+        Signal::new(written, name.spelling(), meaning, exporter)
+    }
+
+    /// What a query in any language reads, each series once.
+    fn query(&self, dialect: Dialect, query: &str) -> Vec<Signal> {
+        let read = head(query, LONGEST_QUERY);
+        let cut = read.len() < query.len();
+        let mut signals: Vec<Signal> = match dialect {
+            Dialect::PromQl => promql::series(read, cut, self.budget)
+                .iter()
+                .map(|series| series.classify(self))
+                .collect(),
+            other => dialect::classify(self, other, read),
+        };
+        if cut && dialect != Dialect::Name {
+            signals.push(Signal::opaque(query));
+        }
+        merge(signals)
+    }
+
+    /// The signal of a text that is a name of the catalogue and nothing else.
+    fn exact(&self, text: &str) -> Option<Signal> {
+        let text = text.trim();
+        let is_name =
+            |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '.' | '/' | '-');
+        if text.len() > LONGEST_NAME || !text.chars().all(is_name) {
+            return None;
+        }
+        let known = self.name(text, &[]);
+        (!known.exporter.is_empty()).then_some(known)
+    }
+}
+
+/// The start of a text: as many bytes as given, or a few less.
+fn head(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len()))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// One signal for each name and class: the one with the least doubt.

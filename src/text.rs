@@ -38,6 +38,19 @@ pub fn cut(text: &str, limit: usize) -> String {
         .collect()
 }
 
+/// A number with its thousands set apart.
+pub fn thousands(number: impl ToString) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// FNV-1a in hexadecimal digits: it tells texts apart and protects nothing.
 pub fn hash(text: &str) -> String {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -522,6 +522,13 @@ impl Provider {
         self.offered_with_taint.get(group).map(Vec::as_slice)
     }
 
+    /// Steps that it takes to look up a name of so many bytes.
+    pub fn steps(&self, bytes: usize) -> usize {
+        let rows = self.rows.iter().chain(&self.categories);
+        let names: usize = rows.map(|row| row.names.len()).sum();
+        names * (4 + bytes / 4)
+    }
+
     /// The machines that a name may stand for; empty where the name is not known.
     pub fn machines_named(&self, level: Level, name: &str) -> Vec<Machine<'_>> {
         let parts = match level {
@@ -710,31 +717,36 @@ fn is_pattern(name: &str) -> bool {
 /// Whether a name fits a pattern: `*` any text, `?` one character, `#` one digit. Takes time in the
 /// product of both lengths at most.
 fn fits(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), name.chars().collect());
-    let (mut p, mut n) = (0, 0);
+    let (mut pattern, mut name) = (pattern, name);
     // Where to go on from when what follows the last star does not fit.
-    let mut retry: Option<(usize, usize)> = None;
-    while let Some(c) = name.get(n) {
-        match pattern.get(p) {
-            Some('*') => {
-                retry = Some((p + 1, n + 1));
-                p += 1;
+    let mut retry: Option<(&str, &str)> = None;
+    while let (Some(c), after) = split_first(name) {
+        match split_first(pattern) {
+            (Some('*'), rest) => {
+                retry = Some((rest, after));
+                pattern = rest;
             }
-            Some(want) if *want == '?' || (*want == '#' && c.is_ascii_digit()) || want == c => {
-                p += 1;
-                n += 1;
+            (Some(want), rest)
+                if want == '?' || (want == '#' && c.is_ascii_digit()) || want == c =>
+            {
+                (pattern, name) = (rest, after);
             }
             _ => {
                 let Some((after_star, from)) = retry else {
                     return false;
                 };
-                (p, n) = (after_star, from);
-                retry = Some((after_star, from + 1));
+                (pattern, name) = (after_star, from);
+                retry = Some((after_star, split_first(from).1));
             }
         }
     }
-    pattern.iter().skip(p).all(|rest| *rest == '*')
+    pattern.chars().all(|rest| rest == '*')
+}
+
+/// The first character of a text, and what follows it.
+fn split_first(text: &str) -> (Option<char>, &str) {
+    let mut chars = text.chars();
+    (chars.next(), chars.as_str())
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ const fn title(group: Group) -> &'static str {
         Group::Signals => "What autoscalers scale on",
         Group::NodePools => "Karpenter NodePools",
         Group::Workloads => "Model servers",
+        Group::Objects => "Any object",
         Group::Exemptions => "Exemptions",
     }
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{ConfigMaps, Origin, Word};
 use crate::{
+    budget::Budget,
     catalog::engines::Engine,
     subject::{
         at,
@@ -14,6 +15,10 @@ use crate::{
 
 /// Longest file that is read, in bytes.
 const LONGEST: usize = 256 * 1024;
+/// Steps that it takes to look at a mount or a volume.
+const MOUNT: usize = 60;
+/// Steps that each byte of a file of settings takes.
+const SETTINGS: usize = 32;
 /// Most settings of one file that are read.
 const MAX_SETTINGS: usize = 1_000;
 
@@ -23,6 +28,7 @@ pub(super) struct Files<'a, 'm> {
     pub(super) template: &'m PodTemplate<'a>,
     pub(super) container: &'m Container<'a>,
     pub(super) config_maps: ConfigMaps<'a>,
+    pub(super) budget: &'a Budget,
 }
 
 impl<'a> Files<'a, '_> {
@@ -48,6 +54,7 @@ impl<'a> Files<'a, '_> {
             .and_then(Value::as_array)?
             .iter()
             .find(|volume| {
+                self.budget.spend(MOUNT);
                 volume
                     .get("name")
                     .is_some_and(|name| Some(name) == mount.get("name"))
@@ -78,7 +85,9 @@ impl<'a> Files<'a, '_> {
     /// The mount that holds a file, and where below it that stands: the longest mount path counts.
     fn mount<'p>(&self, path: &'p str) -> Option<(&'a Value, &'p str)> {
         list(self.container.value, "volumeMounts")
+            .take_while(|_| !self.budget.is_spent())
             .filter_map(|mount| {
+                self.budget.spend(MOUNT);
                 let at = normal(mount.get("mountPath")?.as_str()?)?;
                 let rest = path.strip_prefix(at.as_str())?;
                 (rest.is_empty() || rest.starts_with('/')).then_some((at.len(), mount, rest))
@@ -111,6 +120,10 @@ impl<'a> Files<'a, '_> {
     /// seen.
     pub(super) fn words(&self, engine: &Engine, path: &str, origin: Origin) -> Option<Vec<Word>> {
         let text = self.text(path).filter(|text| text.len() <= LONGEST)?;
+        self.budget.spend(SETTINGS * text.len());
+        if self.budget.is_spent() {
+            return None;
+        }
         let settings = match serde_saphyr::from_str::<Value>(text).ok()? {
             Value::Object(settings) => settings,
             Value::Null => return Some(Vec::new()),

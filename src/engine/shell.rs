@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::budget::Budget;
+
 /// Stands in a word for text that cannot be known.
 pub(super) const UNKNOWN: char = '\u{FFFC}';
 /// A word that stands for the script's positional parameters (`"$@"`).
@@ -44,11 +46,17 @@ pub(super) struct Command {
 }
 
 /// The simple commands of `script` in order; `None` where it is too long to read.
-pub(super) fn commands(script: &str, lookup: &dyn Fn(&str) -> Variable) -> Option<Vec<Command>> {
+pub(super) fn commands(
+    script: &str,
+    lookup: &dyn Fn(&str) -> Variable,
+    budget: &Budget,
+) -> Option<Vec<Command>> {
     if script.len() > MAX_SCRIPT {
         return None;
     }
+    budget.spend(8 * script.len());
     let mut reader = Reader {
+        budget,
         chars: script.chars().collect(),
         at: 0,
         lookup,
@@ -73,6 +81,7 @@ pub(super) fn commands(script: &str, lookup: &dyn Fn(&str) -> Variable) -> Optio
     reason = "each is a state of the reader that the others leave as it is"
 )]
 struct Reader<'a> {
+    budget: &'a Budget,
     chars: Vec<char>,
     at: usize,
     lookup: &'a dyn Fn(&str) -> Variable,
@@ -377,11 +386,19 @@ impl Reader<'_> {
     }
 
     fn variable(&self, name: &str) -> Variable {
-        match self.set.get(name) {
+        if self.budget.is_spent() {
+            return Variable::Unknown;
+        }
+        let value = match self.set.get(name) {
             Some(value) => value.clone(),
             None if self.open => Variable::Unknown,
             None => (self.lookup)(name),
+        };
+        if let Variable::Known(text) = &value {
+            // It is put into a word, and looked through there.
+            self.budget.spend(8 * text.len());
         }
+        value
     }
 
     /// The names that an arithmetic command sets hold numbers that only running tells.
@@ -625,7 +642,7 @@ mod tests {
             "SECRET" => Variable::Unknown,
             _ => Variable::Unset,
         };
-        commands(script, &lookup)
+        commands(script, &lookup, &Budget::default())
             .unwrap()
             .into_iter()
             .map(|c| c.words)
@@ -726,7 +743,7 @@ mod tests {
     #[test]
     fn loops_and_bodies_of_functions_are_marked() {
         let lookup = |_: &str| Variable::Unset;
-        let all = |script: &str| commands(script, &lookup).unwrap();
+        let all = |script: &str| commands(script, &lookup, &Budget::default()).unwrap();
         let last = |script: &str| all(script).pop().unwrap();
         assert!(last("for i in 0 1; do v $i & done").repeated);
         assert!(!last("for i in 0 1; do v; done; w").repeated);
@@ -739,7 +756,12 @@ mod tests {
     #[test]
     fn branches_are_marked() {
         let lookup = |_: &str| Variable::Unset;
-        let all = commands("if t; then v -tp 8; else v -tp 4; fi; w", &lookup).unwrap();
+        let all = commands(
+            "if t; then v -tp 8; else v -tp 4; fi; w",
+            &lookup,
+            &Budget::default(),
+        )
+        .unwrap();
         assert_eq!(
             all.iter().map(|c| c.conditional).collect::<Vec<_>>(),
             [true, true, true, false]

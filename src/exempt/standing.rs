@@ -1,7 +1,6 @@
 //! Whether an exemption covers what a rule has found in an object.
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use super::{Grant, Hint, PREFIX, Source, Terms, annotation, is_exemptable, latest, path};
 use crate::{
@@ -54,7 +53,7 @@ impl Standing {
 
 impl Case<'_> {
     /// How things stand. `before` tells the strongest of what the rule finds in the object that is
-    /// replaced, and `elsewhere` in another.
+    /// replaced, and `elsewhere` in the owner.
     ///
     /// An exemption that is not this write's doing counts where what it stood on needed it as much as
     /// the object at hand: then somebody was asked when it came. One that lay ready on an object
@@ -63,7 +62,7 @@ impl Case<'_> {
         &self,
         old: Option<&Subject>,
         before: impl Fn() -> Option<Level>,
-        elsewhere: impl Fn(&Value) -> Option<Level>,
+        elsewhere: impl Fn() -> Option<Level>,
     ) -> Standing {
         let Self {
             policy,
@@ -124,7 +123,7 @@ impl Case<'_> {
         let rights = facts.rights();
         if let Some(owner) = &rights.owner
             && annotation(owner, rule.id) == Some(claimed)
-            && elsewhere(owner) >= Some(level)
+            && elsewhere() >= Some(level)
         {
             return Standing::Good(terms, Source::Annotation);
         }

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use crate::{
+    budget::Budget,
     catalog::{
         engines::Engines,
         schedulers::{Scheduler, Schedulers},
@@ -147,9 +148,10 @@ impl Digest {
             .map(|container| container.image())
             .find(|image| engines.by_image(image).is_some());
         let namespace = at(value, &["metadata", "namespace"]).and_then(Value::as_str);
-        let serving = workloads
-            .iter()
-            .find_map(|workload| Serving::of_workload(workload.clone(), namespace, facts, engines));
+        let budget = Budget::default();
+        let serving = workloads.iter().find_map(|workload| {
+            Serving::of_workload(workload.clone(), namespace, facts, engines, &budget)
+        });
         let gang = gang(workload, serving.as_ref());
         let image = serving
             .as_ref()

@@ -6,11 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    budget::Budget,
+    catalog::instances::InstanceCatalog,
     finding::Confidence,
     provenance,
     rules::Context,
     subject::{
-        Operation,
+        Operation, Subject,
         duration::{Lapse, parse_go, short},
         gpu::{Judgement, State, judge},
         node_pool::{AFTER, NodePool, POLICY},
@@ -31,12 +33,24 @@ pub mod mig_mixed_pool;
 const SAFE: &str = crate::subject::node_pool::WHEN_EMPTY;
 
 /// A NodePool and what is known of its machines.
-struct Judged<'a> {
+#[derive(Debug)]
+pub(super) struct Judged<'a> {
     pool: NodePool<'a>,
     machines: Judgement<'a>,
 }
 
-impl Judged<'_> {
+impl<'a> Judged<'a> {
+    /// The subject as a NodePool; none for other kinds, and for one that costs more than it may.
+    pub(super) fn of(
+        subject: &'a Subject,
+        catalog: &'a InstanceCatalog,
+        budget: &Budget,
+    ) -> Option<Self> {
+        let pool = NodePool::of(subject)?;
+        let machines = judge(&pool, catalog, budget)?;
+        Some(Self { pool, machines })
+    }
+
     /// How sure findings are that rest on the pool's being a GPU pool.
     fn confidence(&self) -> Confidence {
         if self.machines.presumed {
@@ -60,14 +74,12 @@ impl Judged<'_> {
 }
 
 /// The subject as a NodePool in that state.
-fn in_state<'a, P>(cx: &Context<'a, P>, state: State) -> Option<Judged<'a>> {
-    let pool = NodePool::of(cx.subject)?;
-    let machines = judge(&pool, &cx.policy.catalog().instances);
-    (machines.state == state).then_some(Judged { pool, machines })
+fn in_state<'a, P>(cx: &Context<'a, P>, state: State) -> Option<&'a Judged<'a>> {
+    cx.pool().filter(|judged| judged.machines.state == state)
 }
 
 /// The subject as a NodePool whose machines all hold accelerators.
-fn gpu_pool<'a, P>(cx: &Context<'a, P>) -> Option<Judged<'a>> {
+fn gpu_pool<'a, P>(cx: &Context<'a, P>) -> Option<&'a Judged<'a>> {
     in_state(cx, State::GpuOnly)
 }
 

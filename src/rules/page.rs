@@ -169,6 +169,7 @@ pub fn folder(group: Group) -> &'static str {
         Group::Signals => "signals",
         Group::NodePools => "node_pools",
         Group::Workloads => "workloads",
+        Group::Objects => "objects",
         Group::Exemptions => "exemptions",
     }
 }

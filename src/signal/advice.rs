@@ -529,7 +529,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::signal::sources::sources;
+    use crate::{budget::Budget, signal::sources::sources};
 
     /// The block for the first source of an object, and the remedy, in a world of documents.
     fn advise(subject: &Value, world: &[Value]) -> (String, String) {
@@ -537,7 +537,7 @@ mod tests {
         let world: Vec<Arc<Value>> = world.iter().cloned().map(Arc::new).collect();
         let facts = Facts::from_documents(&world);
         let subject = Subject::from_manifest(Arc::new(subject.clone())).unwrap();
-        let sources = sources(catalog, &subject);
+        let sources = sources(catalog, &subject, &Budget::default());
         let advice = Advice::new(catalog, &facts, &subject, &sources);
         (advice.instead(&sources[0]), advice.remedy())
     }

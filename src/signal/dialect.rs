@@ -1,8 +1,8 @@
 //! Query languages other than PromQL, by their outline: where the name of a metric stands.
 
-use super::work::{MOST_WORDS, Placeholders, spend};
-use super::{Class, Doubt, Signal, classify as classify_name};
-use crate::catalog::metrics::{Meaning, MetricCatalog};
+use super::work::{MOST_WORDS, Placeholders};
+use super::{Class, Doubt, Reader, Signal};
+use crate::{budget::Budget, catalog::metrics::Meaning};
 
 /// The language that a metric source is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,9 +49,10 @@ impl Dialect {
 }
 
 /// What a query of another language reads.
-pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str) -> Vec<Signal> {
+pub(super) fn classify(reader: &Reader<'_>, dialect: Dialect, written: &str) -> Vec<Signal> {
+    let budget = reader.budget;
     let signal = |text: &str, functions: &[String]| {
-        classify_name(catalog, text, &[]).doubted(
+        reader.name(text, &[]).doubted(
             functions
                 .iter()
                 .any(|name| counts(name))
@@ -59,21 +60,21 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
         )
     };
     let mut out = Vec::new();
-    let filled = without_placeholders(written);
+    let filled = without_placeholders(written, budget);
     let templated = filled.len() < written.len();
     let query = filled.as_str();
     let words = match dialect {
-        Dialect::Name => return vec![classify_name(catalog, written, &[])],
-        Dialect::PromQl => return super::classify_promql(catalog, written),
-        Dialect::Datadog => outline(&without_braces(query)),
-        Dialect::Nrql => outline(clause(query, NRQL_ENDS)),
-        _ => outline(query),
+        Dialect::Name => return vec![reader.name(written, &[])],
+        Dialect::PromQl => return reader.query(Dialect::PromQl, written),
+        Dialect::Datadog => outline(&without_braces(query), budget),
+        Dialect::Nrql => outline(clause(query, NRQL_ENDS, budget), budget),
+        _ => outline(query, budget),
     };
     let mut more = words.len() > MOST_WORDS;
     let words = words.get(..MOST_WORDS).unwrap_or(&words);
     // Quoted texts have words of their own, and all together may be no more.
     let mut left = MOST_WORDS;
-    let selects = has_select(query);
+    let selects = has_select(query, budget);
     match dialect {
         Dialect::Datadog => {
             // `avg:` and the like come before a metric; what has none is a formula over names.
@@ -96,12 +97,12 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 }
                 match word.quote {
                     None | Some('`') => out.push(signal(&word.text, &word.functions)),
-                    Some(_) => out.extend(loose(catalog, &word.text)),
+                    Some(_) => out.extend(loose(reader, &word.text)),
                 }
             }
         }
         Dialect::CloudWatch => {
-            let select = outline(clause(query, &["from"]));
+            let select = outline(clause(query, &["from"], budget), budget);
             if selects {
                 let names = select
                     .iter()
@@ -110,7 +111,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
             } else {
                 // SEARCH('{…} MetricName="name"', …) and METRICS(): the words of the search.
                 for word in words.iter().filter(|word| word.is_quoted()) {
-                    let mut inner = outline(&without_braces(&word.text));
+                    let mut inner = outline(&without_braces(&word.text), budget);
                     more |= inner.len() > left;
                     inner.truncate(left);
                     left -= inner.len();
@@ -154,7 +155,7 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 words
                     .iter()
                     .filter(|word| !metric(word))
-                    .filter_map(|word| loose(catalog, &word.text)),
+                    .filter_map(|word| loose(reader, &word.text)),
             );
         }
         Dialect::Influx => {
@@ -163,11 +164,11 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 if compared && word.is_quoted() {
                     out.push(signal(&word.text, &word.functions));
                 } else if !selects {
-                    out.extend(loose(catalog, &word.text));
+                    out.extend(loose(reader, &word.text));
                 }
             }
             if selects {
-                let select = outline(clause(query, &["from", "into"]));
+                let select = outline(clause(query, &["from", "into"], budget), budget);
                 let names = select
                     .iter()
                     .filter(|word| word.quote != Some('\'') && !word.is_call);
@@ -183,20 +184,20 @@ pub(super) fn classify(catalog: &MetricCatalog, dialect: Dialect, written: &str)
                 if data && word.is_quoted() && word.before == "(" {
                     out.push(signal(&word.text, &[]));
                 } else {
-                    out.extend(loose(catalog, &word.text));
+                    out.extend(loose(reader, &word.text));
                 }
             }
         }
         Dialect::Text => {
             for word in words {
-                out.extend(loose(catalog, &word.text));
+                out.extend(loose(reader, &word.text));
                 // A query within a query, as JSON carries it.
                 if word.is_quoted() {
-                    let mut inner = outline(&word.text);
+                    let mut inner = outline(&word.text, budget);
                     more |= inner.len() > left;
                     inner.truncate(left);
                     left -= inner.len();
-                    out.extend(inner.iter().filter_map(|word| loose(catalog, &word.text)));
+                    out.extend(inner.iter().filter_map(|word| loose(reader, &word.text)));
                 }
             }
         }
@@ -226,8 +227,8 @@ fn counts(function: &str) -> bool {
 
 /// A word where a metric's name may stand among many other things: a metric that the catalogue
 /// knows is that metric, a look-alike is in doubt, and the rest is nothing.
-fn loose(catalog: &MetricCatalog, text: &str) -> Option<Signal> {
-    let signal = classify_name(catalog, text, &[]);
+fn loose(reader: &Reader<'_>, text: &str) -> Option<Signal> {
+    let signal = reader.name(text, &[]);
     let known = !signal.exporter.is_empty();
     signal
         .class
@@ -251,29 +252,29 @@ const NRQL_ENDS: &[&str] = &[
     "with",
 ];
 
-fn has_select(query: &str) -> bool {
-    find_word(query, "select").is_some()
+fn has_select(query: &str, budget: &Budget) -> bool {
+    find_word(query, "select", budget).is_some()
 }
 
 /// The text behind the first SELECT, up to the first of the given words; everything where there is
 /// no SELECT.
-fn clause<'q>(query: &'q str, ends: &[&str]) -> &'q str {
-    let Some(start) = find_word(query, "select") else {
+fn clause<'q>(query: &'q str, ends: &[&str], budget: &Budget) -> &'q str {
+    let Some(start) = find_word(query, "select", budget) else {
         return query;
     };
     let rest = query.get(start + "select".len()..).unwrap_or("");
     let end = ends
         .iter()
-        .filter_map(|word| find_word(rest, word))
+        .filter_map(|word| find_word(rest, word, budget))
         .min()
         .unwrap_or(rest.len());
     rest.get(..end).unwrap_or(rest)
 }
 
 /// Where a word stands by itself, in any case.
-fn find_word(text: &str, word: &str) -> Option<usize> {
+fn find_word(text: &str, word: &str, budget: &Budget) -> Option<usize> {
     let part = |c: char| c.is_alphanumeric() || c == '_';
-    spend(2 * text.len());
+    budget.spend(2 * text.len());
     let lower = text.to_ascii_lowercase();
     lower
         .match_indices(word)
@@ -290,11 +291,11 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
 }
 
 /// The text without the parts that a template is to fill, as far as they stand outside quotes.
-fn without_placeholders(text: &str) -> String {
+fn without_placeholders(text: &str, budget: &Budget) -> String {
     let mut out = String::with_capacity(text.len());
     let mut quote = None;
-    let mut placeholders = Placeholders::default();
-    spend(text.len());
+    let mut placeholders = Placeholders::new(budget);
+    budget.spend(text.len());
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         if quote.is_none()
@@ -352,12 +353,12 @@ impl Word {
 }
 
 /// The words of a query, up to one more than are looked at.
-fn outline(query: &str) -> Vec<Word> {
+fn outline(query: &str, budget: &Budget) -> Vec<Word> {
     let mut out: Vec<Word> = Vec::new();
     let mut functions: Vec<String> = Vec::new();
     let mut before = String::new();
     let mut subject = String::new();
-    spend(query.len());
+    budget.spend(query.len());
     let mut rest = query;
     while let Some(c) = rest.chars().next() {
         if out.len() > MOST_WORDS {
@@ -370,7 +371,7 @@ fn outline(query: &str) -> Vec<Word> {
             let (text, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
             let is_call = after.trim_start().starts_with('(');
             if !c.is_ascii_digit() {
-                spend(16 * functions.len() + subject.len() / 16);
+                budget.spend(16 * functions.len() + subject.len() / 16);
                 out.push(Word {
                     text: text.to_owned(),
                     quote: None,
@@ -431,15 +432,15 @@ fn outline(query: &str) -> Vec<Word> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{catalog::metrics::MetricCatalog, signal::classify_query};
 
     fn classes(dialect: Dialect, query: &str) -> Vec<Class> {
-        let mut all: Vec<Class> =
-            super::super::classify_query(MetricCatalog::builtin(), dialect, query)
-                .into_iter()
-                .filter(|signal| signal.is_refused() || signal.doubt.is_none())
-                .map(|signal| signal.class)
-                .filter(|class| *class != Class::Neutral)
-                .collect();
+        let mut all: Vec<Class> = classify_query(MetricCatalog::builtin(), dialect, query)
+            .into_iter()
+            .filter(|signal| signal.is_refused() || signal.doubt.is_none())
+            .map(|signal| signal.class)
+            .filter(|class| *class != Class::Neutral)
+            .collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -533,7 +534,7 @@ mod tests {
             sql("SELECT count(*) FROM gpu_jobs WHERE state = 'gpu util wait'"),
             []
         );
-        let all = classify(
+        let all = classify_query(
             MetricCatalog::builtin(),
             Dialect::Text,
             "SELECT gpu_util FROM nodes",

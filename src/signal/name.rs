@@ -1,6 +1,7 @@
 //! Metric names, whatever adapter, cloud or query language they were written for.
 
-use super::work::{Placeholders, spend};
+use super::work::Placeholders;
+use crate::budget::Budget;
 
 /// Segments that adapters append to tell a metric's type.
 const TYPES: &[&str] = &[
@@ -60,7 +61,11 @@ pub struct Name {
 impl Name {
     /// Takes a name apart. Any text will do.
     pub fn new(raw: &str) -> Self {
-        let (text, placeholder) = without_placeholders(raw);
+        Self::read(raw, &Budget::default())
+    }
+
+    pub(super) fn read(raw: &str, budget: &Budget) -> Self {
+        let (text, placeholder) = without_placeholders(raw, budget);
         let mut segments: Vec<&str> = text
             .split(['|', '/'])
             .map(str::trim)
@@ -68,14 +73,16 @@ impl Name {
             .collect();
         let mut domain = false;
         // An adapter puts its own domain in front of a cloud's.
-        while segments.len() > 1
-            && segments.first().is_some_and(|first| {
+        let mut own = 0;
+        while own + 1 < segments.len()
+            && segments.get(own).is_some_and(|first| {
                 is_domain(first) && (!domain || matches!(*first, "kubernetes.io"))
             })
         {
-            segments.remove(0);
+            own += 1;
             domain = true;
         }
+        segments.drain(..own);
         let least = usize::from(!domain);
         while segments.len() > least && segments.last().is_some_and(|last| is_type(last)) {
             segments.pop();
@@ -167,20 +174,20 @@ fn is_type(segment: &str) -> bool {
 }
 
 /// Blanks out `${X}`, `$X`, `$(X)`, `{{ x }}`, `[[x]]` and `<X>`, and says whether there was one.
-fn without_placeholders(raw: &str) -> (String, bool) {
+fn without_placeholders(raw: &str, budget: &Budget) -> (String, bool) {
     let mut text = String::with_capacity(raw.len());
     let mut found = false;
-    let mut placeholders = Placeholders::default();
+    let mut placeholders = Placeholders::new(budget);
     // Without an end there is no `<X>`, however many begin.
     let last = raw.rfind('>').unwrap_or(0);
     let mut rest = raw;
     while let Some(c) = rest.chars().next() {
         let angled = || {
-            let body = rest.strip_prefix('<')?;
-            let (inner, after) = body
-                .split_once('>')
+            let body = rest
+                .strip_prefix('<')
                 .filter(|_| raw.len() - rest.len() < last)?;
-            spend(inner.len());
+            let (inner, after) = body.split_once('>')?;
+            budget.spend(inner.len());
             Some(after)
         };
         if let Some(after) = placeholders.skip(rest).or_else(angled) {

@@ -11,9 +11,9 @@ use promql_parser::label::{MatchOp, Matcher, Matchers};
 use promql_parser::parser::token::{T_COUNT, T_COUNT_VALUES, T_GROUP, T_LAND, T_LUNLESS};
 use promql_parser::parser::{self, Expr, VectorSelector};
 
-use super::work::{MOST_WORDS, Placeholders, spend};
-use super::{Class, Doubt, Signal, classify};
-use crate::catalog::metrics::MetricCatalog;
+use super::work::{MOST_WORDS, Placeholders};
+use super::{Class, Doubt, Reader, Signal};
+use crate::budget::Budget;
 
 /// Operators, commas and brackets that a query may have and still be parsed.
 const MOST_SYMBOLS: usize = 192;
@@ -21,6 +21,10 @@ const MOST_SYMBOLS: usize = 192;
 const DEEPEST: usize = 48;
 /// Length of a pattern over metric names that is still compiled, in bytes.
 const LONGEST_PATTERN: usize = 128;
+/// Steps that compiling a pattern over metric names takes.
+const COMPILE: usize = 40_000;
+/// Steps that trying a pattern on a name takes.
+const TRY: usize = 64;
 /// Patterns over metric names that one query may have and still be parsed.
 const MOST_PATTERNS: usize = 2;
 
@@ -71,8 +75,8 @@ enum Use {
 }
 
 /// Every series that a query reads, or the start of one that was cut off.
-pub(super) fn series(query: &str, cut: bool) -> Vec<Series> {
-    let prepared = prepare(query, cut);
+pub(super) fn series(query: &str, cut: bool, budget: &Budget) -> Vec<Series> {
+    let prepared = prepare(query, cut, budget);
     let mut out: Vec<Series> = prepared
         .costly
         .iter()
@@ -85,49 +89,71 @@ pub(super) fn series(query: &str, cut: bool) -> Vec<Series> {
     let parsed = prepared.query.and_then(|query| parser::parse(&query).ok());
     match parsed {
         Some(expr) => walk(&expr, Use::Value, &mut out),
-        None => out.extend(scan(query)),
+        None => out.extend(scan(query, budget)),
     }
     out
 }
 
 impl Series {
-    pub(super) fn classify(&self, catalog: &MetricCatalog) -> Signal {
+    pub(super) fn classify(&self, reader: &Reader<'_>) -> Signal {
         let signal = match &self.which {
             Which::Named(name) if name.contains(PLACEHOLDER) => {
-                classify(catalog, &name.replace(PLACEHOLDER, "${}"), &self.labels)
+                reader.name(&name.replace(PLACEHOLDER, "${}"), &self.labels)
             }
-            Which::Named(name) => classify(catalog, name, &self.labels),
-            Which::Matching(matchers) => matching(catalog, matchers, &self.labels),
-            Which::Text(text) => pattern_text(catalog, text, &self.labels),
+            Which::Named(name) => reader.name(name, &self.labels),
+            Which::Matching(matchers) => matching(reader, matchers, &self.labels),
+            Which::Text(text) => pattern_text(reader, text, &self.labels),
             Which::Any(text) => Signal::opaque(text),
         };
         signal.doubted(self.doubt)
     }
 }
 
-/// What patterns over the name select: they are tried on every name that is known.
-fn matching(catalog: &MetricCatalog, matchers: &[Matcher], labels: &[(String, String)]) -> Signal {
-    let mut device = None;
-    let mut serving = None;
-    for (name, meaning) in catalog.probes() {
-        let class = meaning.class();
-        let slot = match class {
-            Class::Serving => &mut serving,
-            _ if class.is_device_load() => &mut device,
-            _ => continue,
-        };
-        if slot.is_none() {
-            let mut tried = 0;
-            let all = matchers.iter().all(|matcher| {
-                tried += 1;
-                matcher.is_match(name)
-            });
-            spend(32 * tried);
-            if all {
-                *slot = Some(name);
+/// A device metric and a serving metric that patterns over the name select, where there are such.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Selected<'a> {
+    device: Option<&'a str>,
+    serving: Option<&'a str>,
+}
+
+impl<'a> Selected<'a> {
+    /// Tries the patterns on every name that is known.
+    fn by(reader: &Reader<'a>, matchers: &[Matcher]) -> Self {
+        let mut selected = Self::default();
+        for (name, meaning) in reader.catalog.probes() {
+            let class = meaning.class();
+            let slot = match class {
+                Class::Serving => &mut selected.serving,
+                _ if class.is_device_load() => &mut selected.device,
+                _ => continue,
+            };
+            if slot.is_none() {
+                let mut tried = 0;
+                let all = matchers.iter().all(|matcher| {
+                    tried += 1;
+                    matcher.is_match(name)
+                });
+                reader.budget.spend(TRY * tried);
+                if all {
+                    *slot = Some(name);
+                }
             }
         }
+        selected
     }
+}
+
+/// What patterns over the name select; equal ones are tried once for the whole object.
+fn matching(reader: &Reader<'_>, matchers: &[Matcher], labels: &[(String, String)]) -> Signal {
+    let pattern = selector_text(matchers);
+    reader.budget.spend(pattern.len());
+    let known = reader.patterns.borrow().get(&pattern).copied();
+    let Selected { device, serving } = known.unwrap_or_else(|| {
+        let selected = Selected::by(reader, matchers);
+        let mut patterns = reader.patterns.borrow_mut();
+        patterns.insert(pattern.clone(), selected);
+        selected
+    });
     let text = matchers
         .iter()
         .filter(|matcher| matches!(matcher.op, MatchOp::Re(_)))
@@ -135,22 +161,22 @@ fn matching(catalog: &MetricCatalog, matchers: &[Matcher], labels: &[(String, St
         .collect::<Vec<_>>()
         .join(" ");
     match (device, serving) {
-        (Some(_), Some(_)) => Signal::opaque(&selector_text(matchers)),
+        (Some(_), Some(_)) => Signal::opaque(&pattern),
         (Some(name), None) | (None, Some(name)) => {
-            let known = classify(catalog, name, labels);
+            let known = reader.name(name, labels);
             Signal {
                 name: text.clone(),
                 identity: text,
                 ..known
             }
         }
-        (None, None) => pattern_text(catalog, &text, labels),
+        (None, None) => pattern_text(reader, &text, labels),
     }
 }
 
 /// What a pattern's own words say.
-fn pattern_text(catalog: &MetricCatalog, text: &str, labels: &[(String, String)]) -> Signal {
-    spend(text.len());
+fn pattern_text(reader: &Reader<'_>, text: &str, labels: &[(String, String)]) -> Signal {
+    reader.budget.spend(text.len());
     let words: String = text
         .chars()
         .map(|c| {
@@ -164,9 +190,9 @@ fn pattern_text(catalog: &MetricCatalog, text: &str, labels: &[(String, String)]
     let by_word = words
         .split_whitespace()
         .take(MOST_WORDS)
-        .map(|word| classify(catalog, word, labels));
+        .map(|word| reader.name(word, labels));
     // The words together: `.*gpu.*util.*`.
-    let whole = classify(catalog, words.trim(), labels);
+    let whole = reader.name(words.trim(), labels);
     let told = by_word
         .chain([whole.clone()])
         .find(|signal| signal.class.is_device_load())
@@ -303,7 +329,7 @@ struct Prepared {
 
 /// Bounds the query's cost, and puts something parsable in the place of template placeholders, of
 /// regular expressions that do not matter and of durations.
-fn prepare(query: &str, cut: bool) -> Prepared {
+fn prepare(query: &str, cut: bool, budget: &Budget) -> Prepared {
     let unfit = || Prepared {
         query: None,
         costly: Vec::new(),
@@ -311,8 +337,8 @@ fn prepare(query: &str, cut: bool) -> Prepared {
     if cut {
         return unfit();
     }
-    spend(query.len());
-    let mut placeholders = Placeholders::default();
+    budget.spend(query.len());
+    let mut placeholders = Placeholders::new(budget);
     let mut out = String::with_capacity(query.len());
     let mut costly = Vec::new();
     let (mut symbols, mut depth, mut deepest, mut patterns) = (0usize, 0usize, 0usize, 0usize);
@@ -369,6 +395,7 @@ fn prepare(query: &str, cut: bool) -> Prepared {
                     let mut costly_name = false;
                     if is_name {
                         patterns += 1;
+                        budget.spend(COMPILE);
                         costly_name = is_costly(text) || patterns > MOST_PATTERNS;
                     }
                     // A pattern over another label does not matter, and one over names may cost too
@@ -434,7 +461,7 @@ fn prepare(query: &str, cut: bool) -> Prepared {
     let fits = symbols <= MOST_SYMBOLS && deepest <= DEEPEST;
     if fits {
         // The parser takes time by its text and by the square of its operators.
-        spend(8 * out.len() + symbols * symbols);
+        budget.spend(8 * out.len() + symbols * symbols);
         Prepared {
             query: Some(out),
             costly,
@@ -532,7 +559,7 @@ fn is_costly(pattern: &str) -> bool {
 
 /// Reads a query that cannot be parsed, word by word. Nothing is denied for not parsing, but a
 /// name that stands in the query is read.
-fn scan(query: &str) -> Vec<Series> {
+fn scan(query: &str, budget: &Budget) -> Vec<Series> {
     let mut out = Vec::new();
     let mut add = |which: Which| {
         out.push(Series {
@@ -541,8 +568,8 @@ fn scan(query: &str) -> Vec<Series> {
             doubt: Some(Doubt::Unparsed),
         });
     };
-    spend(2 * query.len());
-    let mut placeholders = Placeholders::default();
+    budget.spend(2 * query.len());
+    let mut placeholders = Placeholders::new(budget);
     let mut rest = query;
     let mut word = String::new();
     let mut words = 0_usize;
@@ -699,7 +726,7 @@ fn unescaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signal::classify_promql;
+    use crate::{catalog::metrics::MetricCatalog, signal::classify_promql};
 
     fn read(query: &str) -> Vec<(String, Class, Option<Doubt>)> {
         classify_promql(MetricCatalog::builtin(), query)

@@ -1,9 +1,10 @@
 //! Every metric source of an autoscaler, judged once for all signal rules.
 
-use super::{
-    Class, Dialect, Doubt, Name, Signal, advice, classify, classify_query, vocabulary, words,
-};
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Class, Dialect, Doubt, Name, Reader, Signal, advice, vocabulary, words};
 use crate::{
+    budget::Budget,
     catalog::metrics::{Meaning, MetricCatalog, Scaler},
     finding::{FieldPath, Finding, Level},
     rules::{Context, Findings},
@@ -40,7 +41,7 @@ pub enum Shape {
     /// A metric of a HorizontalPodAutoscaler.
     Metric(SourceType),
     /// A trigger of KEDA.
-    Trigger(Box<Trigger>),
+    Trigger(Arc<Trigger>),
     /// A metric source of AIBrix.
     PodMetric(Box<PodMetric>),
     /// A metric of kthena.
@@ -62,38 +63,204 @@ impl Source {
     }
 }
 
+/// Steps that a source costs beside its text: it is copied, and findings may repeat it.
+const SOURCE: usize = 500;
+/// Steps that each signal costs beside its text: the rules compare them, and may report each.
+const SIGNAL: usize = 1_500;
+
+/// Names that are still found once the budget is spent.
+const MOST_EXACT: usize = 1_000;
+
 /// Judges everything that an autoscaler scales on. Empty for other kinds.
-pub fn sources(catalog: &MetricCatalog, subject: &Subject) -> Vec<Source> {
+///
+/// Once the budget is spent, a text is only looked up: what is the name of a device metric and
+/// nothing else is found wherever it stands, each of them once.
+pub fn sources(catalog: &MetricCatalog, subject: &Subject, budget: &Budget) -> Vec<Source> {
+    let reader = Reader::new(catalog, budget);
+    let mut judged = Judged {
+        reader: &reader,
+        list: Vec::new(),
+        exact: BTreeSet::new(),
+    };
     match subject.kind.as_str() {
-        "HorizontalPodAutoscaler" => hpa::metrics(subject)
-            .into_iter()
-            .filter(|metric| !metric.made_by_keda)
-            .map(|metric| of_metric(catalog, metric))
-            .collect(),
-        "ScaledObject" | "ScaledJob" => scaled_object::triggers(subject)
-            .into_iter()
-            .flat_map(|trigger| of_trigger(catalog, &trigger))
-            .collect(),
+        "HorizontalPodAutoscaler" => {
+            for metric in hpa::metrics(subject) {
+                if !metric.made_by_keda {
+                    judged.metric(metric);
+                }
+            }
+        }
+        "ScaledObject" | "ScaledJob" => {
+            for trigger in scaled_object::triggers(subject) {
+                judged.trigger(&Arc::new(trigger));
+            }
+        }
         "PodAutoscaler" if subject.group() == pod_autoscaler::GROUP => {
-            pod_autoscaler::metrics(subject)
-                .into_iter()
-                .map(|metric| of_pod_metric(catalog, metric))
-                .collect()
+            for metric in pod_autoscaler::metrics(subject) {
+                judged.pod_metric(metric);
+            }
         }
         "AutoscalingPolicy" if subject.group() == autoscaling_policy::GROUP => {
-            autoscaling_policy::metrics(subject)
-                .into_iter()
-                .map(|metric| of_policy_metric(catalog, metric))
-                .collect()
+            for metric in autoscaling_policy::metrics(subject) {
+                judged.policy_metric(metric);
+            }
         }
-        _ => Vec::new(),
+        _ => {}
+    }
+    judged.list
+}
+
+/// The sources of one object so far.
+struct Judged<'r> {
+    reader: &'r Reader<'r>,
+    list: Vec<Source>,
+    /// What was found by exact name since the budget was spent: its kind of source, whether that is
+    /// in use, and the name.
+    exact: BTreeSet<(String, bool, String)>,
+}
+
+impl<'r> Judged<'r> {
+    /// Judges what one place says. Once the budget is spent, it does so only where the text is the
+    /// name of a device metric and nothing else.
+    fn add(
+        &mut self,
+        (scope, inert): (&str, bool),
+        path: &FieldPath,
+        text: &str,
+        judge: impl FnOnce(&'r Reader<'r>) -> Option<Source>,
+    ) {
+        let reader = self.reader;
+        if reader.budget.is_spent() {
+            let known = reader
+                .exact(text)
+                .filter(|signal| signal.class.is_device_load());
+            let Some(signal) = known else { return };
+            let key = (scope.to_owned(), inert, signal.identity);
+            if self.exact.len() >= MOST_EXACT || !self.exact.insert(key) {
+                return;
+            }
+        }
+        let source = reader.budget.on(path, || {
+            let source = judge(reader);
+            let signals = source.as_ref().map_or(0, |source| source.signals.len());
+            reader.budget.spend(SOURCE + text.len() + SIGNAL * signals);
+            source
+        });
+        self.list.extend(source);
+    }
+
+    fn metric(&mut self, metric: MetricSource) {
+        let (name, path) = (metric.name.clone(), metric.path.clone());
+        let scope = metric.source.as_str();
+        self.add((scope, false), &path, &name, |reader| {
+            Some(of_metric(reader, metric))
+        });
+    }
+
+    fn pod_metric(&mut self, metric: PodMetric) {
+        let (name, path) = (metric.name.clone(), metric.path.clone());
+        let scope = metric.source.clone();
+        self.add((&scope, false), &path, &name, |reader| {
+            Some(of_pod_metric(reader, metric))
+        });
+    }
+
+    fn policy_metric(&mut self, metric: PolicyMetric) {
+        let (text, path) = (metric.text.clone(), metric.path.clone());
+        self.add(("", metric.unused), &path, &text, |reader| {
+            Some(of_policy_metric(reader, metric))
+        });
+    }
+
+    fn trigger(&mut self, trigger: &Arc<Trigger>) {
+        let source =
+            |key: Option<&str>, value: &str, signals: Vec<Signal>, note: Option<String>| Source {
+                path: key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key)),
+                value: value.to_owned(),
+                signals: signals
+                    .into_iter()
+                    .map(|signal| spared(signal, trigger.inert))
+                    .collect(),
+                note,
+                shape: Shape::Trigger(Arc::clone(trigger)),
+            };
+        let of = (trigger.kind.as_str(), trigger.inert);
+        let scaler = trigger
+            .get("scalerAddress")
+            .and_then(|address| self.reader.catalog.scaler(address));
+        if trigger.is_external()
+            && let Some(scaler) = scaler
+        {
+            // By its own keys and values, which are all looked up and never read.
+            let (key, value, signal, note) = chosen(scaler, trigger);
+            let path =
+                key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key));
+            let source = source(key, &value, vec![signal], note);
+            self.chosen(of, &path, source);
+            return;
+        }
+        for Reading { key, text, how } in scaled_object::readings(trigger) {
+            let key = key.as_deref();
+            let path =
+                key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key));
+            self.add(of, &path, &text, |reader| match how {
+                How::Query(dialect) => {
+                    let signals = reader.query(dialect, &text);
+                    let place = trigger.place().filter(|(_, place)| {
+                        signals.iter().all(|signal| signal.class == Class::Neutral)
+                            && is_device_load(place, &text)
+                    });
+                    let (signals, note) = match place {
+                        Some((what, place)) => (
+                            vec![Signal::opaque(&text)],
+                            Some(format!("its {what} is {place}")),
+                        ),
+                        None => (signals, None),
+                    };
+                    Some(source(key, &text, signals, note))
+                }
+                How::Key => {
+                    let signal = reader.name(&text, &[]);
+                    let value = key.and_then(|key| trigger.get(key)).unwrap_or(&text);
+                    let wrong = signal.class.is_device_load();
+                    wrong.then(|| source(key, value, vec![signal], None))
+                }
+                How::Elsewhere => Some(source(
+                    key,
+                    &trigger.kind,
+                    vec![Signal::opaque(&text)],
+                    Some(text.clone()),
+                )),
+                How::Host => {
+                    let host = Signal::new(&text, text.clone(), Some(Meaning::Host), "");
+                    Some(source(key, &text, vec![host], None))
+                }
+            });
+        }
+    }
+
+    /// Adds what a known external scaler reads.
+    fn chosen(&mut self, (scope, inert): (&str, bool), path: &FieldPath, source: Source) {
+        let budget = self.reader.budget;
+        if budget.is_spent() {
+            let told = source.signals.first();
+            let Some(signal) = told.filter(|signal| signal.class.is_device_load()) else {
+                return;
+            };
+            let key = (scope.to_owned(), inert, signal.identity.clone());
+            if self.exact.len() >= MOST_EXACT || !self.exact.insert(key) {
+                return;
+            }
+        }
+        budget.on(path, || budget.spend(SOURCE + source.value.len() + SIGNAL));
+        self.list.push(source);
     }
 }
 
-fn of_metric(catalog: &MetricCatalog, metric: MetricSource) -> Source {
+fn of_metric(reader: &Reader<'_>, metric: MetricSource) -> Source {
     let signal = match metric.source {
-        SourceType::Resource => resource(catalog, &metric.name),
-        _ => classify(catalog, &metric.name, &metric.labels),
+        SourceType::Resource => resource(reader, &metric.name),
+        _ => reader.name(&metric.name, &metric.labels),
     };
     let exporter = metric.described.as_deref().filter(|name| is_exporter(name));
     let (signal, note) = match exporter {
@@ -116,12 +283,12 @@ fn of_metric(catalog: &MetricCatalog, metric: MetricSource) -> Source {
 
 /// A resource metric: only CPU and memory are ever measured, and an accelerator asked for here is
 /// meant as its utilization.
-fn resource(catalog: &MetricCatalog, name: &str) -> Signal {
+fn resource(reader: &Reader<'_>, name: &str) -> Signal {
     const VENDORS: &[&str] = &["nvidia.com/", "amd.com/", "gpu.intel.com/", "habana.ai/"];
     if matches!(name, "cpu" | "memory") {
         return Signal::new(name, name.to_owned(), Some(Meaning::Host), "");
     }
-    let known = classify(catalog, name, &[]);
+    let known = reader.name(name, &[]);
     let words = Name::new(name);
     let device = words.words().iter().any(|word| vocabulary::is_device(word))
         || VENDORS.iter().any(|vendor| name.starts_with(vendor));
@@ -147,11 +314,11 @@ fn is_device_load(place: &str, text: &str) -> bool {
     vocabulary::meaning(&words).is_some_and(|meaning| meaning.class().is_device_load())
 }
 
-fn of_pod_metric(catalog: &MetricCatalog, metric: PodMetric) -> Source {
+fn of_pod_metric(reader: &Reader<'_>, metric: PodMetric) -> Source {
     let signal = if metric.is_resource() {
-        resource(catalog, &metric.name)
+        resource(reader, &metric.name)
     } else {
-        classify(catalog, &metric.name, &[])
+        reader.name(&metric.name, &[])
     };
     Source {
         path: metric.path.clone(),
@@ -162,10 +329,10 @@ fn of_pod_metric(catalog: &MetricCatalog, metric: PodMetric) -> Source {
     }
 }
 
-fn of_policy_metric(catalog: &MetricCatalog, metric: PolicyMetric) -> Source {
+fn of_policy_metric(reader: &Reader<'_>, metric: PolicyMetric) -> Source {
     let signals = match metric.how {
-        Fetch::Listed(_) | Fetch::Pod(_) => vec![classify(catalog, &metric.text, &[])],
-        Fetch::Prometheus(_) => classify_query(catalog, Dialect::PromQl, &metric.text),
+        Fetch::Listed(_) | Fetch::Pod(_) => vec![reader.name(&metric.text, &[])],
+        Fetch::Prometheus(_) => reader.query(Dialect::PromQl, &metric.text),
     };
     let inert = metric.unused;
     Source {
@@ -178,70 +345,6 @@ fn of_policy_metric(catalog: &MetricCatalog, metric: PolicyMetric) -> Source {
         note: None,
         shape: Shape::PolicyMetric(Box::new(metric)),
     }
-}
-
-fn of_trigger(catalog: &MetricCatalog, trigger: &Trigger) -> Vec<Source> {
-    let source =
-        |key: Option<&str>, value: &str, signals: Vec<Signal>, note: Option<String>| Source {
-            path: key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key)),
-            value: value.to_owned(),
-            signals: signals
-                .into_iter()
-                .map(|signal| spared(signal, trigger.inert))
-                .collect(),
-            note,
-            shape: Shape::Trigger(Box::new(trigger.clone())),
-        };
-    let scaler = trigger
-        .get("scalerAddress")
-        .and_then(|address| catalog.scaler(address));
-    if trigger.is_external()
-        && let Some(scaler) = scaler
-    {
-        let (key, value, signal, note) = chosen(scaler, trigger);
-        return vec![source(key, &value, vec![signal], note)];
-    }
-    let mut out = Vec::new();
-    for Reading { key, text, how } in scaled_object::readings(trigger) {
-        let key = key.as_deref();
-        match how {
-            How::Query(dialect) => {
-                let signals = classify_query(catalog, dialect, &text);
-                let place = trigger.place().filter(|(_, place)| {
-                    signals.iter().all(|signal| signal.class == Class::Neutral)
-                        && is_device_load(place, &text)
-                });
-                let (signals, note) = match place {
-                    Some((what, place)) => (
-                        vec![Signal::opaque(&text)],
-                        Some(format!("its {what} is {place}")),
-                    ),
-                    None => (signals, None),
-                };
-                out.push(source(key, &text, signals, note));
-            }
-            How::Key => {
-                let signal = classify(catalog, &text, &[]);
-                if signal.class.is_device_load() {
-                    let value = key.and_then(|key| trigger.get(key)).unwrap_or(&text);
-                    out.push(source(key, value, vec![signal], None));
-                }
-            }
-            How::Elsewhere => {
-                out.push(source(
-                    key,
-                    &trigger.kind,
-                    vec![Signal::opaque(&text)],
-                    Some(text),
-                ));
-            }
-            How::Host => {
-                let host = Signal::new(&text, text.clone(), Some(Meaning::Host), "");
-                out.push(source(key, &text, vec![host], None));
-            }
-        }
-    }
-    out
 }
 
 /// What nothing uses does not scale anything.
@@ -421,16 +524,20 @@ mod tests {
     fn external(metadata: &Value) -> Vec<(Class, String)> {
         let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
             "spec": {"triggers": [{"type": "external", "metadata": metadata}]}});
-        sources(MetricCatalog::builtin(), &subject(&value))
-            .iter()
-            .flat_map(|source| {
-                source
-                    .signals
-                    .iter()
-                    .map(|signal| (signal.class, source.path.to_string()))
-            })
-            .filter(|(class, _)| *class != Class::Neutral)
-            .collect()
+        sources(
+            MetricCatalog::builtin(),
+            &subject(&value),
+            &Budget::default(),
+        )
+        .iter()
+        .flat_map(|source| {
+            source
+                .signals
+                .iter()
+                .map(|signal| (signal.class, source.path.to_string()))
+        })
+        .filter(|(class, _)| *class != Class::Neutral)
+        .collect()
     }
 
     fn update(old: &Value, new: &Value) -> Verdict {
@@ -454,11 +561,15 @@ mod tests {
         let class = |kind: &str, metadata: Value| {
             let value = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
                 "spec": {"triggers": [{"type": kind, "metadata": metadata}]}});
-            sources(MetricCatalog::builtin(), &subject(&value))
-                .iter()
-                .flat_map(|source| source.signals.iter().map(|signal| signal.class))
-                .max_by_key(|class| *class != Class::Neutral)
-                .unwrap_or(Class::Neutral)
+            sources(
+                MetricCatalog::builtin(),
+                &subject(&value),
+                &Budget::default(),
+            )
+            .iter()
+            .flat_map(|source| source.signals.iter().map(|signal| signal.class))
+            .max_by_key(|class| *class != Class::Neutral)
+            .unwrap_or(Class::Neutral)
         };
         let cloudwatch = |namespace: &str, metric: &str| {
             class(
@@ -627,10 +738,14 @@ mod tests {
             {"type": "Resource", "resource": {"name": "nvidia.com/gpumem"}},
             {"type": "Resource", "resource": {"name": "ephemeral-storage"}},
         ]}});
-        let classes: Vec<Class> = sources(MetricCatalog::builtin(), &subject(&value))
-            .iter()
-            .flat_map(|source| source.signals.iter().map(|signal| signal.class))
-            .collect();
+        let classes: Vec<Class> = sources(
+            MetricCatalog::builtin(),
+            &subject(&value),
+            &Budget::default(),
+        )
+        .iter()
+        .flat_map(|source| source.signals.iter().map(|signal| signal.class))
+        .collect();
         assert_eq!(
             classes,
             [

@@ -1,5 +1,8 @@
 //! What reading one query costs, and its bounds: queries are written by whoever may write an
-//! autoscaler, and are judged while the API server waits.
+//! autoscaler, and are judged while the API server waits. What many of them cost together is bounded
+//! by the object's [`Budget`].
+
+use crate::budget::Budget;
 
 /// Bytes of a query that are read.
 pub(super) const LONGEST_QUERY: usize = 8 * 1024;
@@ -17,22 +20,18 @@ const MOST_OPEN: u32 = 32;
 /// The bytes within which a placeholder ends: far enough for any expression of a template.
 const LONGEST_PLACEHOLDER: usize = 128;
 
-/// Takes note of work, in bytes looked at or something as cheap; the test of the bound reads it.
-#[inline]
-pub(super) fn spend(units: usize) {
-    #[cfg(test)]
-    tests::SPENT.with(|spent| spent.set(spent.get() + units));
-    #[cfg(not(test))]
-    let _ = units;
-}
-
 /// Finds the placeholders of one text.
-#[derive(Debug, Default)]
-pub(super) struct Placeholders {
+#[derive(Debug)]
+pub(super) struct Placeholders<'b> {
+    budget: &'b Budget,
     open: u32,
 }
 
-impl Placeholders {
+impl<'b> Placeholders<'b> {
+    pub(super) const fn new(budget: &'b Budget) -> Self {
+        Self { budget, open: 0 }
+    }
+
     /// The rest after a template's placeholder at the start of `text`.
     pub(super) fn skip<'t>(&mut self, text: &'t str) -> Option<&'t str> {
         for (open, close) in [("${", "}"), ("$(", ")"), ("{{", "}}"), ("[[", "]]")] {
@@ -42,7 +41,7 @@ impl Placeholders {
                 }
                 let near = super::head(body, LONGEST_PLACEHOLDER);
                 let end = near.find(close);
-                spend(end.unwrap_or(near.len()));
+                self.budget.spend(end.unwrap_or(near.len()));
                 let Some(end) = end else {
                     self.open += 1;
                     return None;

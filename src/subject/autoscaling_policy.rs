@@ -2,6 +2,8 @@
 //! pkg/apis/workload/v1alpha1/autoscalingpolicy_types.go, main of August 2026; before that a policy
 //! only named the metrics that its pods are scraped for).
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use crate::{
@@ -49,13 +51,33 @@ struct Listed {
     sourced: bool,
 }
 
+/// The metrics of a list, with the first position of each key.
+struct Listing {
+    all: Vec<Listed>,
+    first: BTreeMap<String, usize>,
+}
+
+impl Listing {
+    fn new(all: Vec<Listed>) -> Self {
+        let mut first = BTreeMap::new();
+        for (position, metric) in all.iter().enumerate() {
+            first.entry(metric.key.clone()).or_insert(position);
+        }
+        Self { all, first }
+    }
+
+    fn get(&mut self, key: &str) -> Option<&mut Listed> {
+        self.all.get_mut(*self.first.get(key)?)
+    }
+}
+
 /// What an AutoscalingPolicy reads, in order.
 pub fn metrics(subject: &Subject) -> Vec<PolicyMetric> {
     let Some(spec) = subject.at(&["spec"]) else {
         return Vec::new();
     };
     let path = FieldPath::of(&["spec"]);
-    let mut common = listed(spec, &path);
+    let mut common = Listing::new(listed(spec, &path));
     let mut out = Vec::new();
     let target = |keys: &[&str]| at(spec, keys);
     if let Some(found) = target(&["homogeneousTarget", "target"]) {
@@ -76,7 +98,7 @@ pub fn metrics(subject: &Subject) -> Vec<PolicyMetric> {
         let path = path.key(role.as_str());
         // A role's own list overrides the policy's.
         if found.get("metrics").is_some_and(Value::is_array) {
-            let mut own = listed(found, &path);
+            let mut own = Listing::new(listed(found, &path));
             sources(found, &path, &mut own, Some(role), &mut out);
             named(own, Some(role), &mut out);
         } else {
@@ -113,14 +135,14 @@ fn listed(holder: &Value, path: &FieldPath) -> Vec<Listed> {
 fn sources(
     holder: &Value,
     path: &FieldPath,
-    listed: &mut [Listed],
+    listed: &mut Listing,
     role: Option<&str>,
     out: &mut Vec<PolicyMetric>,
 ) {
     let found = holder.get("metricSources").and_then(Value::as_object);
     for (key, source) in found.into_iter().flatten() {
         let path = path.clone().key("metricSources").key(key.as_str());
-        let asked = listed.iter_mut().find(|metric| metric.key == *key);
+        let asked = listed.get(key);
         let unused = asked.is_none();
         let body = |member: &str| source.get(member).and_then(Value::as_object);
         let text = |body: &Map<String, Value>, member: &str| {
@@ -160,8 +182,8 @@ fn sources(
 }
 
 /// The metrics of a list that no source explains: they are what their names say.
-fn named(listed: Vec<Listed>, role: Option<&str>, out: &mut Vec<PolicyMetric>) {
-    let unsourced = listed.into_iter().filter(|metric| !metric.sourced);
+fn named(listed: Listing, role: Option<&str>, out: &mut Vec<PolicyMetric>) {
+    let unsourced = listed.all.into_iter().filter(|metric| !metric.sourced);
     out.extend(unsourced.map(|metric| PolicyMetric {
         text: metric.key.clone(),
         path: metric.path,

@@ -3,15 +3,29 @@
 //! Judged by Karpenter's own requirement algebra over the table of instance types. Names of pools
 //! and node classes are never evidence.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    rc::Rc,
+};
 
 use super::{
-    node_pool::{NodePool, Row},
+    node_pool::{NodePool, REQUIREMENTS, Row},
     requirement::{Allowed, Operator, Requirements},
 };
-use crate::catalog::instances::{
-    Device, InstanceCatalog, Level, Machine, Meaning, PRESENT, Provider,
+use crate::{
+    budget::Budget,
+    catalog::instances::{Device, InstanceCatalog, Level, Machine, Meaning, PRESENT, Provider},
+    finding::FieldPath,
 };
+
+/// Steps that a row of requirements takes, beside its values: every rule about pools reads it.
+const ROW: usize = 600;
+/// Steps that a value takes, beside its bytes and the look at the table.
+const VALUE: usize = 300;
+/// Steps that it takes to compare a machine with one requirement.
+const MACHINE: usize = 60;
 
 /// How many values of one requirement are shown.
 const SHOWN: usize = 5;
@@ -71,8 +85,12 @@ impl Judgement<'_> {
     }
 }
 
-/// Judges a pool.
-pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement<'c> {
+/// Judges a pool; none where that takes more than the budget holds.
+pub fn judge<'c>(
+    pool: &NodePool<'_>,
+    catalog: &'c InstanceCatalog,
+    budget: &Budget,
+) -> Option<Judgement<'c>> {
     let cloud = pool
         .node_class_group()
         .and_then(|group| catalog.provider(group));
@@ -85,17 +103,28 @@ pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement
             .filter(|one| !one.without_devices)
             .collect(),
     };
-    let asked = Asked::of(pool, catalog, &clouds);
-    let mut machines = asked.source(&clouds);
-    machines.retain(|machine| asked.allows(machine, catalog));
-    for (name, _) in pool.limits().filter(|(_, limit)| limit.is_zero_or_less()) {
-        let none_of = catalog.resource(name).filter(|resource| resource.whole);
-        machines.retain(|machine| {
-            none_of.is_none_or(|resource| {
-                machine.vendor() != Some(&resource.vendor) || machine.holds_a_share()
-            })
-        });
+    let names = Names {
+        clouds: &clouds,
+        budget,
+        found: RefCell::default(),
+    };
+    let asked = Asked::of(pool, catalog, &names)?;
+    let mut machines = asked.source(&names);
+    budget.spend(MACHINE * machines.len() * (1 + asked.limits.len()));
+    if budget.is_spent() {
+        return None;
     }
+    machines.retain(|machine| asked.allows(machine, catalog));
+    let none_of: BTreeSet<&String> = pool
+        .limits()
+        .filter(|(_, limit)| limit.is_zero_or_less())
+        .filter_map(|(name, _)| catalog.resource(name))
+        .filter(|resource| resource.whole)
+        .map(|resource| &resource.vendor)
+        .collect();
+    machines.retain(|machine| {
+        machine.holds_a_share() || !machine.vendor().is_some_and(|held| none_of.contains(held))
+    });
     let plain = machines
         .iter()
         .any(|machine| machine.device() == Device::Cpu);
@@ -153,7 +182,7 @@ pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement
     if cloud.is_some_and(|cloud| cloud.without_devices) {
         evidence.push("a cloud without accelerators".to_owned());
     }
-    Judgement {
+    Some(Judgement {
         state,
         evidence: if evidence.is_empty() {
             "no requirement decides".to_owned()
@@ -164,6 +193,29 @@ pub fn judge<'c>(pool: &NodePool<'_>, catalog: &'c InstanceCatalog) -> Judgement
         machines,
         vendors,
         taints_itself: cloud.is_some_and(|cloud| cloud.taints_itself),
+    })
+}
+
+/// The machines that names stand for, each looked up once.
+struct Names<'n, 'c> {
+    clouds: &'n [&'c Provider],
+    budget: &'n Budget,
+    found: RefCell<BTreeMap<(u8, String), Rc<Vec<Machine<'c>>>>>,
+}
+
+impl<'c> Names<'_, 'c> {
+    fn named(&self, level: Level, name: &str) -> Rc<Vec<Machine<'c>>> {
+        let key = (level as u8, name.to_owned());
+        let mut found = self.found.borrow_mut();
+        let machines = found.entry(key).or_insert_with(|| {
+            let mut machines = Vec::new();
+            for cloud in self.clouds {
+                self.budget.spend(cloud.steps(name.len()));
+                machines.extend(cloud.machines_named(level, name));
+            }
+            Rc::new(machines)
+        });
+        Rc::clone(machines)
     }
 }
 
@@ -197,9 +249,40 @@ fn declared(
         .filter(|(vendor, _)| possible.contains(vendor))
 }
 
+/// What is allowed of one label.
+struct Limit {
+    means: Meaning,
+    allowed: Allowed,
+    /// Whose devices the listed values name; none where nothing is listed, or something that may be
+    /// anybody's.
+    vendors: Option<BTreeSet<String>>,
+    has_positive: bool,
+}
+
+impl Limit {
+    fn new(means: Meaning, allowed: &Allowed, catalog: &InstanceCatalog) -> Self {
+        let named = matches!(means, Meaning::GpuName | Meaning::GpuManufacturer);
+        let mut vendors = None;
+        for value in allowed.listed().filter(|_| named).into_iter().flatten() {
+            let all = catalog.vendors_named(means, value);
+            if all.is_empty() {
+                vendors = None;
+                break;
+            }
+            vendors.get_or_insert_with(BTreeSet::new).extend(all);
+        }
+        Self {
+            means,
+            has_positive: allowed.has_positive(),
+            allowed: allowed.clone(),
+            vendors,
+        }
+    }
+}
+
 /// What the pool asks of its machines.
 struct Asked {
-    limits: Vec<(Meaning, Allowed)>,
+    limits: Vec<Limit>,
     /// Vendors and kinds of the machines that the values of a series label name.
     series: Vec<BTreeSet<(Device, Option<String>)>>,
     evidence: Vec<String>,
@@ -207,7 +290,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(pool: &NodePool<'_>, catalog: &InstanceCatalog, clouds: &[&Provider]) -> Self {
+    /// None where that takes more than the budget holds.
+    fn of(pool: &NodePool<'_>, catalog: &InstanceCatalog, names: &Names<'_, '_>) -> Option<Self> {
+        let (clouds, budget) = (names.clouds, names.budget);
         let mut asked = Self {
             limits: Vec::new(),
             series: Vec::new(),
@@ -219,21 +304,30 @@ impl Asked {
             let carried = clouds.iter().any(|cloud| catalog.is_label_of(key, cloud));
             catalog.meaning(key).filter(|_| carried)
         };
+        let requirements = FieldPath::of(REQUIREMENTS);
         for row in pool.requirements() {
-            let key = catalog.normalized(row.key);
-            if let Some(means) = meaning(key) {
-                asked.note(means, &row, clouds);
-                let allowed = if catalog.has_capitals(key) {
-                    let lower: Vec<String> = row
-                        .values
-                        .iter()
-                        .map(|value| value.to_lowercase())
-                        .collect();
-                    Allowed::new(row.operator, &lower).unwrap_or(row.allowed)
-                } else {
-                    row.allowed
-                };
-                combined.add(key, allowed);
+            let field = || requirements.clone().index(row.index).key("values");
+            budget.on(&field(), || {
+                let bytes: usize = row.values.iter().map(String::len).sum();
+                budget.spend(ROW + VALUE * row.values.len() + bytes);
+                let key = catalog.normalized(row.key);
+                if let Some(means) = meaning(key) {
+                    asked.note(means, &row, names);
+                    let allowed = if catalog.has_capitals(key) {
+                        let lower: Vec<String> = row
+                            .values
+                            .iter()
+                            .map(|value| value.to_lowercase())
+                            .collect();
+                        Allowed::new(row.operator, &lower).unwrap_or(row.allowed)
+                    } else {
+                        row.allowed
+                    };
+                    combined.add(key, allowed, budget);
+                }
+            });
+            if budget.is_spent() {
+                return None;
             }
         }
         for (label, value) in pool.template_labels() {
@@ -249,8 +343,8 @@ impl Asked {
                     values: values.to_vec(),
                     allowed: allowed.clone(),
                 };
-                asked.note(means, &row, clouds);
-                combined.add(key, allowed);
+                asked.note(means, &row, names);
+                combined.add(key, allowed, budget);
             }
         }
         for (name, limit) in pool.limits() {
@@ -263,17 +357,20 @@ impl Asked {
                 continue;
             };
             let Some(level) = level_of(means) else {
-                asked.limits.push((means, allowed.clone()));
+                asked.limits.push(Limit::new(means, allowed, catalog));
                 continue;
             };
             let Some(values) = allowed.listed().filter(|values| !values.is_empty()) else {
-                asked.limits.push((means, allowed.clone()));
+                asked.limits.push(Limit::new(means, allowed, catalog));
                 continue;
             };
             let known: Vec<&String> = values
                 .iter()
-                .filter(|value| !named(clouds, level, value).is_empty())
+                .filter(|value| !names.named(level, value).is_empty())
                 .collect();
+            if budget.is_spent() {
+                return None;
+            }
             // Values that no cloud is known to have buy nothing; where none is known, that says
             // nothing of the pool.
             asked.partly_known |= known.len() < values.len();
@@ -281,20 +378,21 @@ impl Asked {
                 continue;
             }
             if means == Meaning::Series {
-                let machines = known.iter().flat_map(|value| named(clouds, level, value));
-                let kinds = machines
+                let kinds = known
+                    .iter()
+                    .flat_map(|value| names.named(level, value).to_vec())
                     .map(|one| (one.device(), one.vendor().cloned()))
                     .collect();
                 asked.series.push(kinds);
             } else {
-                asked.limits.push((means, allowed.clone()));
+                asked.limits.push(Limit::new(means, allowed, catalog));
             }
         }
-        asked
+        Some(asked)
     }
 
     /// Takes down what a requirement contributes, for people.
-    fn note(&mut self, means: Meaning, row: &Row<'_>, clouds: &[&Provider]) {
+    fn note(&mut self, means: Meaning, row: &Row<'_>, names: &Names<'_, '_>) {
         if means == Meaning::Generation {
             return;
         }
@@ -312,8 +410,11 @@ impl Asked {
             let kinds: BTreeSet<Device> = row
                 .values
                 .iter()
-                .flat_map(|value| named(clouds, level, value))
-                .map(|machine| machine.device())
+                .flat_map(|value| {
+                    let machines = names.named(level, value);
+                    let kinds: BTreeSet<Device> = machines.iter().map(Machine::device).collect();
+                    kinds
+                })
                 .collect();
             let kinds: Vec<&str> = kinds
                 .into_iter()
@@ -334,21 +435,22 @@ impl Asked {
     }
 
     /// The machines to choose from: those that the most particular list names, else all there are.
-    fn source<'c>(&self, clouds: &[&'c Provider]) -> Vec<Machine<'c>> {
+    fn source<'c>(&self, names: &Names<'_, 'c>) -> Vec<Machine<'c>> {
         for wanted in [Meaning::Type, Meaning::Family, Meaning::Category] {
             let list = self
                 .limits
                 .iter()
-                .filter(|(means, _)| *means == wanted)
-                .find_map(|(_, allowed)| allowed.listed());
+                .filter(|limit| limit.means == wanted)
+                .find_map(|limit| limit.allowed.listed());
             if let (Some(values), Some(level)) = (list, level_of(wanted)) {
                 return values
                     .iter()
-                    .flat_map(|value| named(clouds, level, value))
+                    .flat_map(|value| names.named(level, value).to_vec())
                     .collect();
             }
         }
-        clouds
+        names
+            .clouds
             .iter()
             .flat_map(|cloud| cloud.all_machines())
             .collect()
@@ -360,7 +462,7 @@ impl Asked {
             && self
                 .limits
                 .iter()
-                .all(|(means, allowed)| passes(*means, allowed, machine, catalog))
+                .all(|limit| passes(limit, machine, catalog))
     }
 }
 
@@ -373,20 +475,10 @@ fn level_of(means: Meaning) -> Option<Level> {
     }
 }
 
-fn named<'c>(clouds: &[&'c Provider], level: Level, value: &str) -> Vec<Machine<'c>> {
-    clouds
-        .iter()
-        .flat_map(|cloud| cloud.machines_named(level, value))
-        .collect()
-}
-
 /// Whether a machine passes what is allowed of one label.
-fn passes(
-    means: Meaning,
-    allowed: &Allowed,
-    machine: &Machine<'_>,
-    catalog: &InstanceCatalog,
-) -> bool {
+fn passes(limit: &Limit, machine: &Machine<'_>, catalog: &InstanceCatalog) -> bool {
+    let Limit { means, allowed, .. } = limit;
+    let means = *means;
     // A label that every machine has; what is not known of it may be anything.
     let part = |part: &Option<String>| {
         part.as_deref()
@@ -401,13 +493,14 @@ fn passes(
         Meaning::Series => true,
         Meaning::Gpu if gpu => allowed.has_some(),
         Meaning::GpuName | Meaning::GpuManufacturer if gpu => match allowed.listed() {
-            Some(values) => values.iter().any(|value| {
-                let vendors = catalog.vendors_named(means, value);
-                vendors.is_empty()
-                    || machine
-                        .vendor()
-                        .is_some_and(|vendor| vendors.contains(vendor))
-            }),
+            Some(values) => {
+                !values.is_empty()
+                    && limit.vendors.as_ref().is_none_or(|vendors| {
+                        machine
+                            .vendor()
+                            .is_some_and(|vendor| vendors.contains(vendor))
+                    })
+            }
             None => machine
                 .vendor()
                 .and_then(|vendor| catalog.vendor(vendor))
@@ -417,7 +510,7 @@ fn passes(
         },
         Meaning::GpuCountOrZero => {
             if gpu {
-                allowed.has_positive()
+                limit.has_positive
             } else {
                 allowed.has("0")
             }

@@ -1,6 +1,9 @@
 //! A lenient view of a pod template: its containers and the accelerators that one pod takes.
 
-use std::sync::OnceLock;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use serde_json::{Map, Value};
 
@@ -316,20 +319,20 @@ impl<'a> PodTemplate<'a> {
         if let Some(asked) = &self.asked {
             return Some(asked.clone());
         }
-        let all: Vec<Container<'a>> = self
-            .list("initContainers")
-            .chain(self.containers())
-            .collect();
-        let mut names: Vec<&str> = all
-            .iter()
-            .flat_map(Container::resources)
-            .filter(|name| catalog.accelerator(name).is_some())
-            .collect();
-        names.sort_unstable();
-        names.dedup();
+        // The containers that speak of each: the others add nothing to it.
+        let mut names: BTreeMap<&str, Vec<Container<'a>>> = BTreeMap::new();
+        for container in self.list("initContainers").chain(self.containers()) {
+            let own: BTreeSet<&str> = container
+                .resources()
+                .filter(|name| catalog.accelerator(name).is_some())
+                .collect();
+            for name in own {
+                names.entry(name).or_default().push(container);
+            }
+        }
         let mut asked: Vec<Accelerators> = names
             .into_iter()
-            .map(|name| {
+            .map(|(name, all)| {
                 let units = Self::units(name, &all);
                 let whole = catalog.accelerator(name).is_some_and(|row| row.whole);
                 Accelerators {

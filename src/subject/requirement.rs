@@ -14,6 +14,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::budget::Budget;
+
 /// How a requirement compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operator {
@@ -112,6 +114,15 @@ impl Allowed {
         })
     }
 
+    /// Steps that it takes to find what both allow.
+    pub fn steps(&self, other: &Self) -> usize {
+        let bounded = [self.from, self.to, other.from, other.to]
+            .iter()
+            .any(Option::is_some);
+        let mine = if bounded { self.values.len() } else { 0 };
+        64 + 32 * (mine + other.values.len())
+    }
+
     /// What both allow.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -131,25 +142,38 @@ impl Allowed {
             };
         }
         let all_but = self.all_but && other.all_but;
-        let mut values: BTreeSet<String> = match (self.all_but, other.all_but) {
-            (true, true) => self.values.into_iter().chain(other.values).collect(),
-            (true, false) => other
-                .values
-                .into_iter()
-                .filter(|v| !self.values.contains(v))
-                .collect(),
-            (false, true) => self
-                .values
-                .into_iter()
-                .filter(|v| !other.values.contains(v))
-                .collect(),
-            (false, false) => self
-                .values
-                .into_iter()
-                .filter(|v| other.values.contains(v))
-                .collect(),
+        let (mine, others) = (self.values, other.values);
+        // Each takes time in the shorter list, or in that of the second, which is read once.
+        let mut values = match (self.all_but, other.all_but) {
+            (true, true) => {
+                let (mut more, less) = if mine.len() < others.len() {
+                    (others, mine)
+                } else {
+                    (mine, others)
+                };
+                more.extend(less);
+                more
+            }
+            (true, false) => others.into_iter().filter(|v| !mine.contains(v)).collect(),
+            (false, true) => {
+                let mut mine = mine;
+                for value in &others {
+                    mine.remove(value);
+                }
+                mine
+            }
+            (false, false) => {
+                let (more, less) = if mine.len() < others.len() {
+                    (others, mine)
+                } else {
+                    (mine, others)
+                };
+                less.into_iter().filter(|v| more.contains(v)).collect()
+            }
         };
-        values.retain(|value| within(value, from, to));
+        if from.is_some() || to.is_some() {
+            values.retain(|value| within(value, from, to));
+        }
         let (from, to) = if all_but { (from, to) } else { (None, None) };
         Self {
             all_but,
@@ -209,9 +233,12 @@ pub struct Requirements(BTreeMap<String, Allowed>);
 
 impl Requirements {
     /// Adds what one more requirement allows.
-    pub fn add(&mut self, key: &str, allowed: Allowed) {
+    pub fn add(&mut self, key: &str, allowed: Allowed, budget: &Budget) {
         let allowed = match self.0.remove(key) {
-            Some(before) => before.and(allowed),
+            Some(before) => {
+                budget.spend(before.steps(&allowed));
+                before.and(allowed)
+            }
             None => allowed,
         };
         self.0.insert(key.to_owned(), allowed);

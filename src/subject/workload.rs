@@ -9,6 +9,7 @@ use super::{
     pod_template::{Accelerators, Count, PodTemplate},
 };
 use crate::{
+    budget::Budget,
     catalog::engines::Engines,
     engine::{self, ConfigMaps, Degree, Parallelism, Server, Surroundings},
     facts::Facts,
@@ -327,6 +328,11 @@ pub enum Spread {
     Unknown,
 }
 
+/// Steps that a model server takes, beside its command line: every rule about workloads judges it.
+const SERVING: usize = 20_000;
+/// Steps that it takes to copy a pod set.
+const POD_SET: usize = 60;
+
 /// A workload that serves a model on accelerators.
 #[derive(Clone, Debug)]
 pub struct Serving<'a> {
@@ -351,11 +357,19 @@ pub struct Serving<'a> {
 impl<'a> Serving<'a> {
     /// What each workload of an object under review serves; none where it serves nothing on an
     /// accelerator.
-    pub fn all(subject: &'a Subject, facts: &'a Facts, engines: &'a Engines) -> Vec<Self> {
+    pub fn all(
+        subject: &'a Subject,
+        facts: &'a Facts,
+        engines: &'a Engines,
+        budget: &'a Budget,
+    ) -> Vec<Self> {
         Workload::all(subject.group(), &subject.kind, &subject.value)
             .into_iter()
             .filter_map(|workload| {
-                Self::of_workload(workload, subject.namespace.as_deref(), facts, engines)
+                let namespace = subject.namespace.as_deref();
+                let serving = Self::of_workload(workload, namespace, facts, engines, budget);
+                budget.spend(serving.as_ref().map_or(0, |_| SERVING));
+                serving.filter(|_| !budget.is_spent())
             })
             .collect()
     }
@@ -366,6 +380,7 @@ impl<'a> Serving<'a> {
         namespace: Option<&'a str>,
         facts: &'a Facts,
         engines: &'a Engines,
+        budget: &'a Budget,
     ) -> Option<Self> {
         let declared = workload.declared();
         if declared == Some(false) {
@@ -393,6 +408,7 @@ impl<'a> Serving<'a> {
             injected,
             // An inference service serves a model by its kind.
             declared: declared == Some(true) || is_kserve,
+            budget,
         };
         let mut found: Vec<Vec<Server<'a>>> = workload
             .pods
@@ -451,6 +467,11 @@ impl<'a> Serving<'a> {
         };
         let beside = beside
             .into_iter()
+            .take_while(|_| {
+                // Each has the whole workload beside it.
+                budget.spend(SERVING + POD_SET * workload.pods.len());
+                !budget.is_spent()
+            })
             .filter_map(|(set, server)| {
                 let own = set.template.accelerators_of(engines, &server.container)?;
                 let alone = together.is_none() || !server.is_twin_of(&first);
@@ -731,7 +752,8 @@ mod tests {
     fn spread_of(object: Value) -> Option<Spread> {
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
-        let servings = Serving::all(&subject, &facts, Engines::builtin());
+        let budget = Budget::default();
+        let servings = Serving::all(&subject, &facts, Engines::builtin(), &budget);
         servings.first().map(|serving| serving.spread)
     }
 
@@ -887,7 +909,8 @@ mod tests {
         object["spec"]["template"]["spec"] = spec;
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
-        let servings = Serving::all(&subject, &facts, Engines::builtin());
+        let budget = Budget::default();
+        let servings = Serving::all(&subject, &facts, Engines::builtin(), &budget);
         servings
             .iter()
             .flat_map(|serving| std::iter::once(serving).chain(&serving.beside))
@@ -999,7 +1022,8 @@ mod tests {
             })))
             .unwrap();
             let facts = Facts::unknown();
-            let servings = Serving::all(&subject, &facts, Engines::builtin());
+            let budget = Budget::default();
+            let servings = Serving::all(&subject, &facts, Engines::builtin(), &budget);
             servings
                 .iter()
                 .flat_map(|serving| std::iter::once(serving).chain(&serving.beside))
@@ -1125,7 +1149,7 @@ mod tests {
     fn components(object: Value) -> Vec<(String, Spread, bool)> {
         let subject = Subject::from_manifest(Arc::new(object)).unwrap();
         let facts = Facts::unknown();
-        Serving::all(&subject, &facts, Engines::builtin())
+        Serving::all(&subject, &facts, Engines::builtin(), &Budget::default())
             .into_iter()
             .map(|serving| {
                 let workload = &serving.workload;

@@ -144,7 +144,7 @@ fn check(cx: &Context<'_, Params>, out: &mut Findings) {
 
 fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
     let Some(judged) = gpu_pool(cx) else { return };
-    if !judged.is_consolidated() || !after_is_silent(cx, &judged) {
+    if !judged.is_consolidated() || !after_is_silent(cx, judged) {
         return;
     }
     // Beside a policy that evicts a longer wait mends nothing, and v1beta1 refuses it.
@@ -152,7 +152,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         cx.policy
             .effective(&GPU_POOL_CONSOLIDATION, cx.subject, cx.facts)
     };
-    let becomes_safe = policy_is_filled(cx, &judged)
+    let becomes_safe = policy_is_filled(cx, judged)
         && policy_rule().is_some_and(|rule| rule.level >= RuleLevel::Warn);
     if judged.policy() != SAFE && !becomes_safe {
         return;

@@ -122,11 +122,11 @@ pub enum Balanced {
 
 fn check(cx: &Context<'_, Params>, out: &mut Findings) {
     let Some(judged) = gpu_pool(cx) else { return };
-    let effect = effect(&judged);
+    let effect = effect(judged);
     let policy = judged.policy();
     let found = |message: String| {
         let finding = Finding::new(FieldPath::of(POLICY), message)
-            .instead(instead(&judged))
+            .instead(instead(judged))
             .confidence(judged.confidence())
             .fingerprint("evicts running pods of a GPU pool");
         match judged.pool.policy() {
@@ -199,7 +199,7 @@ fn instead(judged: &Judged<'_>) -> String {
 
 fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
     let Some(judged) = gpu_pool(cx) else { return };
-    if !policy_is_filled(cx, &judged) {
+    if !policy_is_filled(cx, judged) {
         return;
     }
     edits.set(
@@ -216,7 +216,7 @@ fn fill(cx: &Context<'_, Params>, edits: &mut Edits) {
         .policy
         .effective(&GPU_POOL_CONSOLIDATE_AFTER, cx.subject, cx.facts);
     let filled_there = other.is_some_and(|other| other.level >= RuleLevel::Warn);
-    if !filled_there && judged.pool.after().is_none() && after_is_silent(cx, &judged) {
+    if !filled_there && judged.pool.after().is_none() && after_is_silent(cx, judged) {
         edits.set(
             FieldPath::of(AFTER),
             gpu_pool_consolidate_after::Params::default()

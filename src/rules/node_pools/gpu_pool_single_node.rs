@@ -76,7 +76,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let Some(type_name) = &machine.type_name else {
         return;
     };
-    if judged.pool.replicas().is_some() || lists_other_types(&judged, catalog, type_name) {
+    if judged.pool.replicas().is_some() || lists_other_types(judged, catalog, type_name) {
         return;
     }
     // Two machines need twice the devices of one, and each has one at least.

@@ -89,7 +89,7 @@ fn is_open(judged: &Judged<'_>) -> bool {
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let Some(judged) = gpu_pool(cx) else { return };
-    if !is_open(&judged) {
+    if !is_open(judged) {
         return;
     }
     let catalog = &cx.policy.catalog().instances;
@@ -124,7 +124,7 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
 
 fn fill(cx: &Context<'_, NoParams>, edits: &mut Edits) {
     let Some(judged) = gpu_pool(cx) else { return };
-    if !is_open(&judged) || judged.pool.replicas().is_some() {
+    if !is_open(judged) || judged.pool.replicas().is_some() {
         return;
     }
     let Some(resource) = judged.machines.resource(&cx.policy.catalog().instances) else {

@@ -118,10 +118,10 @@ fn whole(judged: &Judged<'_>, catalog: &InstanceCatalog) -> Option<String> {
 
 fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let Some(judged) = gpu_pool(cx) else { return };
-    let Some(path) = partitioned(&judged) else {
+    let Some(path) = partitioned(judged) else {
         return;
     };
-    let Some(whole) = whole(&judged, &cx.policy.catalog().instances) else {
+    let Some(whole) = whole(judged, &cx.policy.catalog().instances) else {
         return;
     };
     let value = path.lookup(&cx.subject.value).cloned().unwrap_or_default();

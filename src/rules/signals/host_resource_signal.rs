@@ -1,5 +1,7 @@
 //! host-resource-signal
 
+use std::collections::BTreeMap;
+
 use super::{Target, is_kedas};
 use crate::{
     declare_rule,
@@ -194,16 +196,15 @@ fn has_other(subject: &Subject, sources: &[Source]) -> bool {
         let hosts = sources.iter().filter(|source| is_host(source)).count();
         return hpa::metrics(subject).len() > hosts;
     }
+    // The triggers that read something, and whether each reads of the host only.
+    let mut read: BTreeMap<&FieldPath, bool> = BTreeMap::new();
+    for source in sources {
+        if let Shape::Trigger(trigger) = &source.shape {
+            *read.entry(&trigger.path).or_insert(true) &= is_host(source);
+        }
+    }
     scaled_object::triggers(subject)
         .iter()
         .filter(|trigger| !trigger.inert)
-        .any(|trigger| {
-            let mut read = sources.iter().filter(
-                |source| matches!(&source.shape, Shape::Trigger(its) if its.path == trigger.path),
-            );
-            match read.next() {
-                None => true,
-                Some(first) => !is_host(first) || read.any(|source| !is_host(source)),
-            }
-        })
+        .any(|trigger| read.get(&trigger.path) != Some(&true))
 }

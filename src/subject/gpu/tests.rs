@@ -43,7 +43,12 @@ fn pool(group: &str, requirements: &[&str], spec: Value, node: Value) -> Subject
 
 fn judged(subject: &Subject) -> (State, String, Vec<String>) {
     let catalog = InstanceCatalog::builtin();
-    let judgement = judge(&NodePool::of(subject).unwrap(), &catalog);
+    let judgement = judge(
+        &NodePool::of(subject).unwrap(),
+        &catalog,
+        &Budget::default(),
+    )
+    .unwrap();
     (
         judgement.state,
         judgement.evidence.clone(),

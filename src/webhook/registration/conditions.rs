@@ -29,10 +29,9 @@ pub(super) const MOST: usize = 64;
 /// The rules that decide which entries a kind needs. Those about exemptions and about an object as a whole
 /// speak of every kind, and matter no more than the rules that they are about.
 pub(super) fn rules_of(kind: &Kind) -> impl Iterator<Item = &'static Rule> + use<'_> {
-    RULES
-        .iter()
-        .copied()
-        .filter(move |rule| rule.kinds.contains(&kind) && rule.group != Group::Exemptions)
+    RULES.iter().copied().filter(move |rule| {
+        rule.kinds.contains(&kind) && !matches!(rule.group, Group::Objects | Group::Exemptions)
+    })
 }
 
 /// Whether the write is a CREATE, or an UPDATE of anything that a rule reads.

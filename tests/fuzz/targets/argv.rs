@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use gangplank::{
+    budget::Budget,
     catalog::engines::{Engine, Engines},
     engine::{ConfigMaps, Server, Surroundings, servers},
     facts::Facts,
@@ -29,6 +30,7 @@ pub(crate) fn target(data: &[u8]) {
         "data": {"c.yaml": file},
     }));
     let facts = Facts::from_documents([&map]);
+    let budget = Budget::default();
     let around = Surroundings {
         engines: Engines::builtin(),
         config_maps: ConfigMaps {
@@ -37,6 +39,7 @@ pub(crate) fn target(data: &[u8]) {
         },
         injected: Vec::new(),
         declared: false,
+        budget: &budget,
     };
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment",

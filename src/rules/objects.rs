@@ -1,0 +1,3 @@
+//! Objects of any kind, as a whole.
+
+pub mod object_too_complex;

@@ -1,0 +1,94 @@
+//! What the dearest objects cost that an API server stores: the review of each as a new object, and as
+//! an update of itself, where both are judged. Those that exceed the budget spend all of it, on every
+//! kind of step. Ends with 1 where one takes longer than it may.
+//!
+//! `cargo bench --bench budget`
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark says what it measured, and fails with what it is of"
+)]
+
+use std::{
+    env,
+    hint::black_box,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gangplank::{
+    budget::Budget,
+    facts::Facts,
+    policy::Policy,
+    review::{Review, review},
+    subject::{Door, Operation, Subject},
+};
+use jiff::Timestamp;
+use serde_json::json;
+
+mod giants;
+
+/// What judging one object, and what it replaces, may take.
+const MOST: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    let (policy, facts) = (Policy::default(), Facts::unknown());
+    let wanted: Vec<String> = env::args()
+        .skip(1)
+        .filter(|name| !name.starts_with('-'))
+        .collect();
+    let measure = |subject: &Subject| -> (Duration, Review) {
+        // The best of several: what the machine does beside it is not the object's cost.
+        (0..3)
+            .map(|_| {
+                let start = Instant::now();
+                let review = review(&policy, &facts, black_box(subject), Timestamp::UNIX_EPOCH);
+                (start.elapsed(), review)
+            })
+            .min_by_key(|(time, _)| *time)
+            .unwrap()
+    };
+    let mut slow = false;
+    println!(
+        "{:28} {:>9} {:>9} {:>11}",
+        "1.5 MB of", "create", "update", "steps"
+    );
+    for (name, make) in giants::giants() {
+        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+            continue;
+        }
+        let object = giants::sized(make, giants::LARGEST);
+        let created = Subject::from_manifest(Arc::new(object.clone())).unwrap();
+        let created = Subject {
+            door: Door::Validate,
+            ..created
+        };
+        let mut changed = object;
+        changed["spec"]["paused"] = json!(true);
+        let updated = Subject {
+            operation: Operation::Update,
+            old: Some(Arc::clone(&created.value)),
+            ..created.with_value(changed)
+        };
+        let (create, seen) = measure(&created);
+        let (update, _) = measure(&updated);
+        slow |= create > MOST || update > MOST;
+        let steps = seen.steps;
+        let spent = if steps > Budget::STEPS { "spent" } else { "" };
+        println!(
+            "{name:28} {:>6.1} ms {:>6.1} ms {steps:>11} {spent:5} {:>5.1} ns a step, {} findings",
+            create.as_secs_f64() * 1e3,
+            update.as_secs_f64() * 1e3,
+            create.as_secs_f64() * 1e9 / f64::from(u32::try_from(steps.max(1)).unwrap_or(u32::MAX)),
+            seen.findings.len(),
+        );
+    }
+    if slow {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
