@@ -395,8 +395,10 @@ fn prepare(query: &str, cut: bool, budget: &Budget) -> Prepared {
                     let mut costly_name = false;
                     if is_name {
                         patterns += 1;
-                        budget.spend(COMPILE);
                         costly_name = is_costly(text) || patterns > MOST_PATTERNS;
+                        if !costly_name {
+                            budget.spend(COMPILE);
+                        }
                     }
                     // A pattern over another label does not matter, and one over names may cost too
                     // much: the parser would compile it.

@@ -205,6 +205,10 @@ struct Names<'n, 'c> {
 
 impl<'c> Names<'_, 'c> {
     fn named(&self, level: Level, name: &str) -> Rc<Vec<Machine<'c>>> {
+        // Whatever is made of it then is not used.
+        if self.budget.is_spent() {
+            return Rc::default();
+        }
         let key = (level as u8, name.to_owned());
         let mut found = self.found.borrow_mut();
         let machines = found.entry(key).or_insert_with(|| {
@@ -310,6 +314,9 @@ impl Asked {
             budget.on(&field(), || {
                 let bytes: usize = row.values.iter().map(String::len).sum();
                 budget.spend(ROW + VALUE * row.values.len() + bytes);
+                if budget.is_spent() {
+                    return;
+                }
                 let key = catalog.normalized(row.key);
                 if let Some(means) = meaning(key) {
                     asked.note(means, &row, names);

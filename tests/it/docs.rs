@@ -76,7 +76,13 @@ fn the_rule_table_of_the_readme_is_current() {
 #[test]
 fn every_rule_file_is_registered_under_its_own_name() {
     let mut files = BTreeSet::new();
-    for folder in ["signals", "node_pools", "workloads", "exemptions"] {
+    for folder in [
+        "signals",
+        "node_pools",
+        "workloads",
+        "objects",
+        "exemptions",
+    ] {
         let Ok(entries) = fs::read_dir(root().join("src/rules").join(folder)) else {
             continue;
         };
