@@ -40,13 +40,13 @@ impl Budget {
         self.spent.get() > Self::STEPS
     }
 
-    /// Does work for one field, and takes down what it cost.
-    pub fn on<R>(&self, field: &FieldPath, work: impl FnOnce() -> R) -> R {
+    /// Does work for one field, and takes down what it cost where that is worth naming.
+    pub fn on<R>(&self, field: impl FnOnce() -> FieldPath, work: impl FnOnce() -> R) -> R {
         let before = self.spent.get();
         let done = work();
         let cost = self.spent.get() - before;
         if cost >= Self::WORTH_NAMING {
-            self.fields.borrow_mut().push((field.clone(), cost));
+            self.fields.borrow_mut().push((field(), cost));
         }
         done
     }
@@ -104,11 +104,11 @@ mod tests {
         let budget = Budget::default();
         assert_eq!(budget.dearest(), (FieldPath::new(), 0));
         for index in 0..100 {
-            budget.on(&query(index), || budget.spend(1_000));
+            budget.on(|| query(index), || budget.spend(1_000));
         }
         let list = FieldPath::of(&["spec", "triggers"]);
         assert_eq!(budget.dearest(), (list, 100_000));
-        budget.on(&query(7), || budget.spend(200_000));
+        budget.on(|| query(7), || budget.spend(200_000));
         assert_eq!(budget.dearest(), (query(7), 201_000));
         assert_eq!(budget.spent(), 300_000);
     }

@@ -453,3 +453,48 @@ fn literal(text: &str) -> String {
     out.push('\'');
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_quoted_so_that_they_end_where_they_should() {
+        assert_eq!(literal(r"it's \d"), r"'it\'s \\d'");
+        assert_eq!(literal("a\nb\r"), r"'a\nb\r'");
+    }
+
+    #[test]
+    fn what_is_known_before_is_left_out() {
+        let part = || Test::Text("a".to_owned());
+        assert_eq!(Test::any([Test::Constant(false), part()]), part());
+        assert_eq!(Test::all([Test::Constant(true), part(), part()]), part());
+        assert_eq!(
+            Test::any([part(), Test::Constant(true)]),
+            Test::Constant(true)
+        );
+        assert_eq!(Test::any([]), Test::Constant(false));
+        assert_eq!(Test::all([]), Test::Constant(true));
+        // A test that begins with a bracket need not end with it.
+        let both = Test::Text("(a) == (b)".to_owned());
+        assert_eq!(both.not().into_text(), "!((a) == (b))");
+    }
+
+    #[test]
+    fn every_step_asks_for_the_type_of_what_it_finds() {
+        let name = Value::object().get(&["spec", "name"]);
+        assert_eq!(
+            name.0,
+            "(has(object.spec) && type(object.spec) == map && has(object.spec.name) ? \
+             object.spec.name : null)"
+        );
+        let found = Value::object().has(&["spec"], |spec| {
+            spec.any_element(3, "c", |one| one.has_part("x"))
+        });
+        assert_eq!(
+            found.into_text(),
+            "(has(object.spec) && (type(object.spec) == list && (size(object.spec) > 3 || \
+             object.spec.exists(c, (type(c) == string && c.contains('x'))))))"
+        );
+    }
+}

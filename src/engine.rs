@@ -243,10 +243,10 @@ pub fn servers<'a>(template: &PodTemplate<'a>, around: &Surroundings<'a>) -> Vec
             let gpus = template
                 .accelerators_of(around.engines, &container)
                 .map_or(Count::Unknown, |own| own.units);
-            let path = template.container_path(&container);
-            around
-                .budget
-                .on(&path, || read(template, container, gpus, around))
+            around.budget.on(
+                || template.container_path(&container),
+                || read(template, container, gpus, around),
+            )
         })
         // What was read in part says nothing.
         .take_while(|_| !around.budget.is_spent())

@@ -79,8 +79,12 @@ fn of_request(desk: &Arc<Desk>, path: &str, object: &Value) -> AllocationInfo {
         assert_eq!(answer.status(), StatusCode::OK);
     };
     answer(request());
-    let again = request();
-    allocation_counter::measure(|| answer(again))
+    // A large body is judged on another thread, which may have to be started: the least of several counts.
+    let counts = (0..5).map(|_| {
+        let again = request();
+        allocation_counter::measure(|| answer(again))
+    });
+    counts.min_by_key(|info| info.count_total).unwrap()
 }
 
 fn desk(facts: Facts) -> Arc<Desk> {

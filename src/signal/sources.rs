@@ -140,12 +140,15 @@ impl<'r> Judged<'r> {
                 return;
             }
         }
-        let source = reader.budget.on(path, || {
-            let source = judge(reader);
-            let signals = source.as_ref().map_or(0, |source| source.signals.len());
-            reader.budget.spend(SOURCE + text.len() + SIGNAL * signals);
-            source
-        });
+        let source = reader.budget.on(
+            || path.clone(),
+            || {
+                let source = judge(reader);
+                let signals = source.as_ref().map_or(0, |source| source.signals.len());
+                reader.budget.spend(SOURCE + text.len() + SIGNAL * signals);
+                source
+            },
+        );
         self.list.extend(source);
     }
 
@@ -252,7 +255,10 @@ impl<'r> Judged<'r> {
                 return;
             }
         }
-        budget.on(path, || budget.spend(SOURCE + source.value.len() + SIGNAL));
+        budget.on(
+            || path.clone(),
+            || budget.spend(SOURCE + source.value.len() + SIGNAL),
+        );
         self.list.push(source);
     }
 }

@@ -310,8 +310,9 @@ impl Asked {
         };
         let requirements = FieldPath::of(REQUIREMENTS);
         for row in pool.requirements() {
-            let field = || requirements.clone().index(row.index).key("values");
-            budget.on(&field(), || {
+            let index = row.index;
+            let field = || requirements.clone().index(index).key("values");
+            budget.on(field, || {
                 let bytes: usize = row.values.iter().map(String::len).sum();
                 budget.spend(ROW + VALUE * row.values.len() + bytes);
                 if budget.is_spent() {

@@ -528,6 +528,11 @@ fn named(kind: &Kind, mut object: Value, name: &str, namespace: &str) -> Value {
     object
 }
 
+/// The name of a kind's specimen.
+fn full_name(kind: &Kind) -> String {
+    format!("full-{}", kind.resource)
+}
+
 /// What an object is denied for on CREATE, or as an UPDATE of another; none where it is not.
 fn denied(policy: &Policy, facts: &Facts, object: &Value, old: Option<&Value>) -> Option<String> {
     let subject = Subject::from_manifest(Arc::new(object.clone()))?;
@@ -704,7 +709,18 @@ fn everything_denied_is_sent(policy: Policy, shapes: &[Value]) -> Result<()> {
         writes.push(write);
     }
     let of_manifests = writes.len();
-    for (kind, full) in specimens()? {
+    for (kind, mut full) in specimens()? {
+        full["metadata"] = json!({
+            "name": "full", "labels": {"gangplank.dev/model-server": "true"},
+            "annotations": {"kai.scheduler/batch-min-member": "7", "example.com/note": "x"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "full", "uid": "u"}],
+        });
+        let full = named(kind, full, &full_name(kind), &namespace);
+        let stored = kubectl.create(&full.to_string())?.accepted().then(|| {
+            let name = format!("{}.{}/{}", kind.resource, kind.group, full_name(kind));
+            kubectl.get(&name)
+        });
+        let stored = stored.transpose()?;
         let mut all = Vec::new();
         places(&full, "", &mut all);
         all.retain(|place| {
@@ -716,6 +732,20 @@ fn everything_denied_is_sent(policy: Policy, shapes: &[Value]) -> Result<()> {
                 let mut other = full.clone();
                 *other.pointer_mut(place).context("a place")? = shape.clone();
                 others.push(other);
+            }
+            // Updates to two of the shapes, of which no condition may fail either.
+            for shape in shapes.iter().step_by(4) {
+                let Some(stored) = &stored else { continue };
+                let mut update = stored.clone();
+                if let Some(value) = update.pointer_mut(place) {
+                    *value = shape.clone();
+                    let what = format!("UPDATE of {place} to {shape}");
+                    writes.push((
+                        kind,
+                        what,
+                        named(kind, update, &full_name(kind), &namespace),
+                    ));
+                }
             }
             for (index, other) in others.into_iter().enumerate() {
                 let name = format!("w-{}", writes.len());
