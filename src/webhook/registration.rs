@@ -55,7 +55,7 @@ pub enum Reach {
     },
 }
 
-/// What a failing call to `enforce` does to the write.
+/// What a failing call to an `enforce` entry does to the write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum FailurePolicy {
@@ -77,7 +77,7 @@ pub struct Registration {
     pub ca_bundle: Option<Vec<u8>>,
     /// Annotations of both configurations.
     pub annotations: BTreeMap<String, String>,
-    /// Of the entry `enforce`.
+    /// Of the `enforce` entries.
     pub failure_policy: FailurePolicy,
     /// What the configurations belong to: the garbage collector removes them with it.
     pub owner: Option<OwnerReference>,
@@ -86,9 +86,9 @@ pub struct Registration {
 /// The configurations under one policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configurations {
-    /// The entry `defaults`; without entries where nothing is to be filled.
+    /// The `defaults` entries; none where nothing is to be filled.
     pub mutating: MutatingWebhookConfiguration,
-    /// The entries `enforce` and `advise`, where they have anything to see.
+    /// The `enforce` and `advise` entries, where they have anything to see.
     pub validating: ValidatingWebhookConfiguration,
 }
 

@@ -400,7 +400,7 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
         taken > count / 2,
         "the API server itself refuses most of them: {taken} of {count}"
     );
-    // All three entries had their say.
+    // Entries of all three sorts had their say.
     let heard = overheard.heard.lock().unwrap();
     for path in ["/mutate", "/validate", "/validate/advise"] {
         ensure!(heard.iter().any(|exchange| exchange.path == path), "{path}");
