@@ -39,7 +39,7 @@ pub fn cut(text: &str, limit: usize) -> String {
 }
 
 /// A number with its thousands set apart.
-pub fn thousands(number: impl ToString) -> String {
+pub fn thousands(number: &impl ToString) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (position, digit) in digits.chars().enumerate() {

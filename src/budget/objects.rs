@@ -51,6 +51,7 @@ fn judged(value: &Value) -> Review {
     judge(&Policy::default(), &subject(value, Door::Validate))
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "json!() is an expression")]
 fn policy(members: Value) -> Policy {
     let mut file = json!({"apiVersion": "gangplank.dev/v1alpha1", "kind": "Policy"});
     let all = file.as_object_mut().unwrap();

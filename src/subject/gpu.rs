@@ -196,15 +196,18 @@ pub fn judge<'c>(
     })
 }
 
+/// The machines that one name stands for.
+type Machines<'c> = Rc<Vec<Machine<'c>>>;
+
 /// The machines that names stand for, each looked up once.
 struct Names<'n, 'c> {
     clouds: &'n [&'c Provider],
     budget: &'n Budget,
-    found: RefCell<BTreeMap<(u8, String), Rc<Vec<Machine<'c>>>>>,
+    found: RefCell<BTreeMap<(u8, String), Machines<'c>>>,
 }
 
 impl<'c> Names<'_, 'c> {
-    fn named(&self, level: Level, name: &str) -> Rc<Vec<Machine<'c>>> {
+    fn named(&self, level: Level, name: &str) -> Machines<'c> {
         // Whatever is made of it then is not used.
         if self.budget.is_spent() {
             return Rc::default();

@@ -30,6 +30,10 @@ fn map(count: usize, member: impl Fn(usize) -> (String, Value)) -> Value {
     Value::Object((0..count).map(member).collect())
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "texts and numbers alike, as they come"
+)]
 fn text(value: impl ToString) -> Value {
     Value::String(value.to_string())
 }
@@ -330,7 +334,7 @@ pub(crate) fn giants() -> Vec<(&'static str, Giant)> {
                 pod["tolerations"] = list(
                     n,
                     |index| json!({"key": format!("k{index}"), "operator": "Exists"}),
-                )
+                );
             })
         }),
         ("exemptions", |n| {

@@ -97,9 +97,9 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     }
     let (field, steps) = budget.dearest();
     let size = match field.lookup(&cx.subject.value) {
-        Some(Value::Array(all)) => format!(", which has {} entries", thousands(all.len())),
-        Some(Value::Object(all)) => format!(", which has {} members", thousands(all.len())),
-        Some(Value::String(text)) => format!(", which has {} bytes", thousands(text.len())),
+        Some(Value::Array(all)) => format!(", which has {} entries", thousands(&all.len())),
+        Some(Value::Object(all)) => format!(", which has {} members", thousands(&all.len())),
+        Some(Value::String(text)) => format!(", which has {} bytes", thousands(&text.len())),
         _ => String::new(),
     };
     let place = if field.segments().is_empty() {
@@ -110,8 +110,8 @@ fn check(cx: &Context<'_, NoParams>, out: &mut Findings) {
     let message = format!(
         "takes more than the {} steps of work that an object may take to be judged, {} of them for \
          {place}{size}; what was left when they were spent has not been judged",
-        thousands(Budget::STEPS),
-        thousands(steps),
+        thousands(&Budget::STEPS),
+        thousands(&steps),
     );
     out.report(
         Finding::new(field, message)
