@@ -123,6 +123,12 @@ impl World {
         if way == Way::Service {
             args.push(format!("--service={NAMESPACE}/{NAME}:8443"));
         }
+        // What another test registered in the same cluster belongs to another install.
+        let kubectl = self.cluster.kubectl();
+        let both = "validatingwebhookconfiguration,mutatingwebhookconfiguration";
+        kubectl
+            .run(&["delete", both, "gangplank", "--ignore-not-found"], None)?
+            .success()?;
         let gangplank = Gangplank::register(Path::new(BINARY), &self.cluster, &args)?;
         self.service.lead_to(vec![gangplank.webhook()]);
         let runtime = Runtime::new()?;
