@@ -92,7 +92,7 @@ impl Health {
             .unwrap_or_else(PoisonError::into_inner) = Some(result);
     }
 
-    /// How the watch of a webhook configuration fares. Never a reason not to be ready.
+    /// The state of the watch of a webhook configuration. It never makes the process unready.
     pub fn registration_watch(&self, configuration: &'static str, fares: Result<(), String>) {
         lock(&self.registration_watches).insert(configuration, fares);
     }

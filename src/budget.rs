@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 
 use crate::finding::{FieldPath, Segment};
 
-/// What has been spent on one object.
+/// The work that was done for one object.
 #[derive(Debug, Default)]
 pub struct Budget {
     spent: Cell<u64>,
@@ -37,7 +37,7 @@ impl Budget {
         self.spent.get()
     }
 
-    /// Whether the object has cost more than it may. What is not begun yet is left undone then.
+    /// Returns whether the object has cost more than it may. What is not begun yet is left undone then.
     pub fn is_spent(&self) -> bool {
         self.spent.get() > Self::STEPS
     }

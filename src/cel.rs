@@ -73,22 +73,7 @@ impl Test {
         variable: &str,
         test: impl FnOnce(&Value) -> Self,
     ) -> Self {
-        let texts = literals(texts);
-        match (texts.is_empty(), test(&Value::named(variable))) {
-            (true, _) => Self::Constant(false),
-            (false, Self::Constant(value)) => Self::Constant(value),
-            (false, Self::Text(test)) => {
-                Self::Text(format!("[{}].exists({variable}, {test})", texts.join(", ")))
-            }
-        }
-    }
-
-    /// A test of a value under a name.
-    pub(crate) fn of(value: &Value, variable: &str, test: impl FnOnce(&Value) -> Self) -> Self {
-        match test(&Value::named(variable)) {
-            Self::Constant(value) => Self::Constant(value),
-            Self::Text(test) => Self::Text(format!("[{}].exists({variable}, {test})", value.0)),
-        }
+        Self::exists(&Value::texts(texts), variable, test)
     }
 
     /// Holds where one of some values, called `variable`, passes a test.
@@ -97,10 +82,20 @@ impl Test {
         variable: &str,
         test: impl FnOnce(&Value) -> Self,
     ) -> Self {
-        let values = Value::list(values);
+        Self::exists(&Value::list(values), variable, test)
+    }
+
+    /// A test of a value under a name.
+    pub(crate) fn of(value: &Value, variable: &str, test: impl FnOnce(&Value) -> Self) -> Self {
+        Self::exists(&Value(format!("[{}]", value.0)), variable, test)
+    }
+
+    /// Holds where an element, called `variable`, of a list literal passes a test.
+    fn exists(list: &Value, variable: &str, test: impl FnOnce(&Value) -> Self) -> Self {
         match test(&Value::named(variable)) {
-            Self::Constant(value) => Self::Constant(value && values.0 != "[]"),
-            Self::Text(test) => Self::Text(format!("{}.exists({variable}, {test})", values.0)),
+            Self::Constant(value) => Self::Constant(value && list.0 != "[]"),
+            Self::Text(_) if list.0 == "[]" => Self::Constant(false),
+            Self::Text(test) => Self::Text(format!("{}.exists({variable}, {test})", list.0)),
         }
     }
 
@@ -188,7 +183,7 @@ impl Value {
         }
     }
 
-    /// Whether there is something at a path of identifiers that is not null and passes a test.
+    /// Whether there is something, null included, at a path of identifiers, and it passes a test.
     pub(crate) fn has(&self, path: &[&str], test: impl FnOnce(&Self) -> Test) -> Test {
         let (guard, whole) = self.reach(path);
         let guard = guard.into_iter().map(Test::Text);
@@ -343,13 +338,11 @@ impl Value {
         variable: &str,
         test: impl FnOnce(&Self) -> Test,
     ) -> Test {
-        let lists = Self::list(lists).0;
-        match test(&Self::named(variable)) {
+        let any = |list: &Self| match test(&Self::named(variable)) {
             Test::Constant(value) => Test::Constant(value),
-            Test::Text(test) => {
-                Test::Text(format!("{lists}.exists(x, x.exists({variable}, {test}))"))
-            }
-        }
+            Test::Text(test) => Test::Text(format!("{}.exists({variable}, {test})", list.0)),
+        };
+        Test::any_value(lists, "x", any)
     }
 
     /// The first match of an RE2 expression where it is a text; itself elsewhere.
@@ -430,6 +423,11 @@ impl Value {
     fn if_text(&self, test: String) -> Test {
         Test::all([self.is_text(), Test::Text(test)])
     }
+}
+
+/// An RE2 expression that a name with dots in it matches, and no other does.
+pub(crate) fn name_pattern(name: &str) -> String {
+    name.replace('.', "[.]")
 }
 
 /// CEL string literals.

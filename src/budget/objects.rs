@@ -1,4 +1,4 @@
-//! What objects cost, in steps.
+//! The costs of objects, in steps.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -22,7 +22,7 @@ mod giants;
 /// The part of the budget that one honest object may take.
 const HONEST: u64 = Budget::STEPS / 50;
 
-/// How far an object may go beyond the budget: a list that is begun is read to its end, and what is left is
+/// The steps by which an object may exceed the budget: a list that is begun is read to its end, and what is left is
 /// still looked up by name, for eight steps a byte. With this, too, a review takes less than 200 ms
 /// (`cargo bench --bench budget`).
 const BEYOND: u64 = Budget::STEPS + 10 * giants::LARGEST as u64;
@@ -234,7 +234,7 @@ fn a_name_of_a_device_metric_is_found_whatever_spent_the_budget() {
         assert_eq!(last.path.to_string(), "spec.triggers[8999].metadata.query");
         assert_eq!(last.level, Level::Deny);
     }
-    // Nothing is told to be opaque for standing behind it.
+    // A query behind the point where the budget was spent is not reported as opaque.
     value["spec"]["triggers"][8_999]["metadata"]["query"] = json!("sum(a)");
     let opaque = of_rule(&judged(&value), "opaque-signal")
         .iter()

@@ -762,23 +762,17 @@ async fn is_gone(theirs: &str, ours: &str) -> bool {
 /// # Errors
 /// Where the API server is not reached or refuses.
 pub async fn unregister(client: &Client, name: &str) -> Result<bool, ClusterError> {
-    let params = DeleteParams::default();
-    let gone = |kind: &str, result: Result<(), kube::Error>| match result {
-        Ok(()) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-        Err(error) => Err(ClusterError::Request {
-            what: format!("delete the {kind} {name:?}"),
-            error: Box::new(error),
-        }),
-    };
-    let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone())
-        .delete(name, &params)
-        .await
-        .map(|_| ());
-    let validating = gone("ValidatingWebhookConfiguration", validating)?;
-    let mutating = Api::<MutatingWebhookConfiguration>::all(client.clone())
-        .delete(name, &params)
-        .await
-        .map(|_| ());
-    Ok(gone("MutatingWebhookConfiguration", mutating)? || validating)
+    let mut removed = false;
+    for side in [Side::Validating, Side::Mutating] {
+        match side
+            .api(client)
+            .delete(name, &DeleteParams::default())
+            .await
+        {
+            Ok(_) => removed = true,
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(refused("delete", side, name, error)),
+        }
+    }
+    Ok(removed)
 }

@@ -71,8 +71,7 @@ impl NamespacesExempted {
 
     /// Whether a namespace is one of them.
     pub fn covers(&self, namespace: &str) -> bool {
-        let mut patterns = self.patterns.iter();
-        patterns.any(|pattern| pattern.matches(namespace))
+        Pattern::any_matches(&self.patterns, namespace)
     }
 
     /// Where it stands in the policy file.

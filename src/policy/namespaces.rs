@@ -74,6 +74,11 @@ impl Pattern {
         Ok(Namespaces::read(path, names, &LabelSelector::default())?.patterns)
     }
 
+    /// Whether a name is one of some, or fits one of them.
+    pub(super) fn any_matches(patterns: &[Self], name: &str) -> bool {
+        patterns.iter().any(|pattern| pattern.matches(name))
+    }
+
     /// Whether it is a name, and not a pattern.
     pub(super) const fn is_exact(&self) -> bool {
         self.matcher.is_none()
@@ -111,11 +116,7 @@ impl Namespaces {
 
     /// A namespace whose labels are not known matches no selector.
     pub(super) fn contain(&self, namespace: &str, facts: &Facts) -> bool {
-        if self
-            .patterns
-            .iter()
-            .any(|pattern| pattern.matches(namespace))
-        {
+        if Pattern::any_matches(&self.patterns, namespace) {
             return true;
         }
         if self.labels.is_empty() {

@@ -45,8 +45,7 @@ impl Restore {
 
     /// Whether a namespace is one of them.
     pub(super) fn covers(&self, namespace: &str) -> bool {
-        let mut patterns = self.patterns.iter();
-        patterns.any(|pattern| pattern.matches(namespace))
+        Pattern::any_matches(&self.patterns, namespace)
     }
 
     /// Whether it holds: it has not ended, and its end is near enough.

@@ -137,16 +137,8 @@ fn without_value(subject: &Subject) -> Subject {
     let references: Vec<&Value> = controller_of(&subject.value).into_iter().collect();
     let value = json!({"metadata": {"ownerReferences": references}});
     Subject {
-        value: Arc::new(value),
         old: None,
-        api_version: subject.api_version.clone(),
-        kind: subject.kind.clone(),
-        namespace: subject.namespace.clone(),
-        name: subject.name.clone(),
-        door: subject.door,
-        operation: subject.operation,
-        subresource: subject.subresource.clone(),
-        user: subject.user.clone(),
+        ..subject.with_value(value)
     }
 }
 

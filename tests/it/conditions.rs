@@ -219,16 +219,13 @@ fn specimens() -> Result<Vec<(&'static Kind, Value)>> {
             .filter(|_| !is_hostile)
         {
             let value = Value::clone(&document.value);
-            let kind = kinds::ALL.iter().find(|kind| {
-                let version = value["apiVersion"].as_str().unwrap_or_default();
-                let ours = |known: &&str| version == format!("{}/{known}", kind.group);
-                kind.kind == value["kind"] && kind.versions.iter().any(ours)
-            });
-            let Some(kind) = kind else { continue };
+            let Some(kind) = kind_of(&value) else {
+                continue;
+            };
             let size = |value: &Value| value.to_string().len();
             let known = found.get(kind.kind).map_or(0, |(_, known)| size(known));
             if size(&value) > known {
-                found.insert(kind.kind, (*kind, value));
+                found.insert(kind.kind, (kind, value));
             }
         }
     }
@@ -254,6 +251,17 @@ fn without(value: &Value, place: &str) -> Value {
     value
 }
 
+/// The path of the collection that an object is written to.
+fn collection(kind: &Kind, object: &Value, namespace: &str) -> Result<String> {
+    let version = object["apiVersion"].as_str().context("a version")?;
+    let within = if kind.namespaced {
+        format!("namespaces/{namespace}/")
+    } else {
+        String::new()
+    };
+    Ok(format!("/apis/{version}/{within}{}", kind.resource))
+}
+
 /// What is written, to which kind, and what it is.
 type Write = (&'static Kind, String, Value);
 
@@ -264,13 +272,7 @@ impl Overheard {
     fn dry_writes(&self, namespace: &str, writes: &[Write]) -> Result<BTreeSet<usize>> {
         let errors = "apiserver_admission_match_condition_evaluation_errors_total";
         let write = async |client: &kube::Client, (kind, what, value): &Write| -> Result<bool> {
-            let Kind { resource, .. } = kind;
-            let version = value["apiVersion"].as_str().context("a version")?;
-            let within = if kind.namespaced {
-                format!("namespaces/{namespace}/")
-            } else {
-                String::new()
-            };
+            let collection = collection(kind, value, namespace)?;
             let held = value["metadata"]["resourceVersion"].is_string();
             let name = value["metadata"]["name"].as_str().context("a name")?;
             let (method, name) = if held {
@@ -278,9 +280,7 @@ impl Overheard {
             } else {
                 ("POST", String::new())
             };
-            let path = format!(
-                "/apis/{version}/{within}{resource}{name}?dryRun=All&fieldValidation=Ignore"
-            );
+            let path = format!("{collection}{name}?dryRun=All&fieldValidation=Ignore");
             let request = axum::http::Request::builder()
                 .method(method)
                 .uri(path)
@@ -629,14 +629,7 @@ fn denied_updates(
         for (index, ((kind, what, object), _)) in manifests.iter().enumerate() {
             let name = format!("u-{index}");
             let object = named(kind, object.clone(), &name, namespace);
-            let within = if kind.namespaced {
-                format!("namespaces/{namespace}/")
-            } else {
-                String::new()
-            };
-            let version = object["apiVersion"].as_str().context("a version")?;
-            let path = format!("/apis/{version}/{within}{}", kind.resource);
-            let request = axum::http::Request::post(path)
+            let request = axum::http::Request::post(collection(kind, &object, namespace)?)
                 .header("content-type", "application/json")
                 .body(harmless(kind, &object).to_string().into_bytes())?;
             // What the API server itself refuses cannot be updated.

@@ -8,13 +8,11 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result};
 use axum::{body::Body, http::Request};
 
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use gangplank::{
     cluster::{self, access::Access},
     exempt::{Grant, Hint, Rights, annotations},
@@ -28,14 +26,7 @@ use gangplank::{
     },
     review::{Review, review},
     subject::{Door, Operation, Subject},
-    tls::{
-        self, Resolver,
-        authority::{Authority, Lives},
-    },
-    webhook::{
-        self, Desk,
-        registration::{FailurePolicy, Reach, Registration},
-    },
+    webhook::{self, Desk},
 };
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -47,6 +38,7 @@ use crate::{
     enforce::{CLIENTS, denied_by, deployment, evicting, guarded, hpa, node_pool},
     fixtures::now,
     harness::{Answer, Assets, Cluster, Gangplank, Kubectl, SOON, client, eventually},
+    overheard::Serving,
     serve::get,
 };
 
@@ -1018,24 +1010,8 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         clock,
         ..desk(client.clone(), policy)
     });
-    let authority = Authority::new(SystemTime::now(), Lives::default())?;
-    let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
-    let config = tls::server_config(Arc::new(Resolver::new(Some(identity))), None)?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let registration = Registration {
-        name: "gangplank".to_owned(),
-        reach: Reach::Url(format!("https://{}", listener.local_addr()?)),
-        ca_bundle: Some(authority.certificate_pem().into_bytes()),
-        annotations: BTreeMap::new(),
-        failure_policy: FailurePolicy::Fail,
-        owner: None,
-    };
-    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
-    let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
-    let router = webhook::router(Arc::clone(&desk));
-    let serving = tokio::spawn(server.serve(router.into_make_service()));
-    let wanted = registration.configurations(&desk.policy.load());
+    let serving = Serving::start(webhook::router(Arc::clone(&desk)))?;
+    let wanted = serving.registration().configurations(&desk.policy.load());
     cluster::register(&client, wanted, &cluster::Registered::default()).await?;
 
     let asked = tokio::task::spawn_blocking(move || -> Result<()> {
@@ -1129,7 +1105,7 @@ async fn an_exemption_ends_with_its_last_day() -> Result<()> {
         Ok(())
     });
     asked.await??;
-    serving.abort();
+    drop(serving);
     Ok(())
 }
 

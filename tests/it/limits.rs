@@ -2,35 +2,27 @@
 //! written to byte by byte, for no client library misbehaves like this.
 
 use std::{
-    collections::BTreeMap,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::Path,
     sync::Arc,
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use gangplank::{
     cluster,
     metrics::Metrics,
     policy::Policy,
-    tls::{
-        self, Resolver,
-        authority::{Authority, Lives},
-    },
-    webhook::{
-        self, BODY_LIMIT, Desk,
-        registration::{FailurePolicy, Reach, Registration},
-    },
+    webhook::{self, BODY_LIMIT, Desk},
 };
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types, version};
 use serde_json::Value;
 
 use crate::{
     harness::{Assets, Cluster, Gangplank, SOON, eventually, leash::Signal},
+    overheard::Serving,
     serve::{certificate, client, get, post, review},
 };
 
@@ -468,23 +460,8 @@ async fn the_api_server_asks_again_for_what_was_shed() -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let desk = Desk::new(Policy::default(), Arc::clone(&metrics)).with_in_flight(1);
     let desk = Arc::new(desk);
-    let authority = Authority::new(SystemTime::now(), Lives::default())?;
-    let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
-    let config = tls::server_config(Arc::new(Resolver::new(Some(identity))), None)?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let registration = Registration {
-        name: "gangplank".to_owned(),
-        reach: Reach::Url(format!("https://{}", listener.local_addr()?)),
-        ca_bundle: Some(authority.certificate_pem().into_bytes()),
-        annotations: BTreeMap::new(),
-        failure_policy: FailurePolicy::Fail,
-        owner: None,
-    };
-    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
-    let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
-    let router = webhook::router(Arc::clone(&desk));
-    let serving = tokio::spawn(server.serve(router.into_make_service()));
-    let wanted = registration.configurations(&desk.policy.load());
+    let serving = Serving::start(webhook::router(Arc::clone(&desk)))?;
+    let wanted = serving.registration().configurations(&desk.policy.load());
     cluster::register(&client, wanted, &cluster::Registered::default()).await?;
 
     let asked = tokio::task::spawn_blocking(move || -> Result<()> {
@@ -514,7 +491,7 @@ async fn the_api_server_asks_again_for_what_was_shed() -> Result<()> {
         })
     });
     asked.await??;
-    serving.abort();
+    drop(serving);
     Ok(())
 }
 

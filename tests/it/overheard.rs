@@ -31,7 +31,7 @@ use gangplank::{
 };
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinHandle};
 use tower::ServiceExt as _;
 
 use crate::{
@@ -70,11 +70,57 @@ pub(crate) type Heard = Arc<Mutex<Vec<Exchange>>>;
 pub(crate) struct Overheard {
     pub(crate) cluster: Cluster,
     pub(crate) heard: Heard,
-    url: String,
-    authority: Vec<u8>,
+    serving: Serving,
     policy: Policy,
     /// Where the listener runs; a static is never dropped.
     pub(crate) runtime: Runtime,
+}
+
+/// A router served over TLS by this process, for the API server.
+pub(crate) struct Serving {
+    url: String,
+    /// The certificate of the authority, PEM.
+    authority: Vec<u8>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Serving {
+    /// Starts to serve. Needs a runtime.
+    pub(crate) fn start(router: Router) -> Result<Self> {
+        // Another test may have done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let authority = Authority::new(SystemTime::now(), Lives::default())?;
+        let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
+        let config = tls::server_config(Arc::new(Resolver::new(Some(identity))), None)?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let url = format!("https://{}", listener.local_addr()?);
+        let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
+        let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
+        Ok(Self {
+            url,
+            authority: authority.certificate_pem().into_bytes(),
+            task: tokio::spawn(server.serve(router.into_make_service())),
+        })
+    }
+
+    /// How the API server reaches it.
+    pub(crate) fn registration(&self) -> Registration {
+        Registration {
+            name: "gangplank".to_owned(),
+            reach: Reach::Url(self.url.clone()),
+            ca_bundle: Some(self.authority.clone()),
+            annotations: BTreeMap::new(),
+            failure_policy: FailurePolicy::Fail,
+            owner: None,
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 #[derive(Clone)]
@@ -152,30 +198,24 @@ impl Overheard {
             .enable_all()
             .build()?;
         let desk = Arc::new(Desk::new(Policy::default(), Arc::new(Metrics::new())));
-        // Another test may have done it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let authority = Authority::new(SystemTime::now(), Lives::default())?;
-        let identity = authority.sign(&["127.0.0.1".to_owned()], SystemTime::now())?;
-        let config = tls::server_config(Arc::new(Resolver::new(Some(identity))), None)?;
-        let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-        socket.set_nonblocking(true)?;
+        let heard = Heard::default();
+        let listener = Listener {
+            desk: judges.then_some(desk),
+            heard: Arc::clone(&heard),
+        };
+        let router = Router::new().fallback(answer).with_state(listener);
+        let serving = {
+            let _context = runtime.enter();
+            Serving::start(router)?
+        };
         let started = Self {
             cluster,
-            heard: Heard::default(),
-            url: format!("https://{}", socket.local_addr()?),
-            authority: authority.certificate_pem().into_bytes(),
+            heard,
+            serving,
             policy,
             runtime,
         };
-        let listener = Listener {
-            desk: judges.then_some(desk),
-            heard: Arc::clone(&started.heard),
-        };
-        let router = Router::new().fallback(answer).with_state(listener);
         started.runtime.block_on(async {
-            let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(config));
-            let server = axum_server::from_tcp(socket)?.acceptor(acceptor);
-            tokio::spawn(server.serve(router.into_make_service()));
             let wanted = started.configurations();
             let client = client(started.cluster.kubeconfig()).await?;
             cluster::register(&client, wanted, &cluster::Registered::default()).await?;
@@ -209,15 +249,7 @@ impl Overheard {
     }
 
     pub(crate) fn configurations(&self) -> Configurations {
-        let registration = Registration {
-            name: "gangplank".to_owned(),
-            reach: Reach::Url(self.url.clone()),
-            ca_bundle: Some(self.authority.clone()),
-            annotations: BTreeMap::new(),
-            failure_policy: FailurePolicy::Fail,
-            owner: None,
-        };
-        registration.configurations(&self.policy)
+        self.serving.registration().configurations(&self.policy)
     }
 
     /// What was said about the objects of this kind and name, wherever they are: names in these tests
@@ -247,8 +279,8 @@ impl Overheard {
     /// How the API server reaches a path of the listener.
     pub(crate) fn client_config(&self, path: &str) -> Value {
         json!({
-            "url": format!("{}{path}", self.url),
-            "caBundle": BASE64_STANDARD.encode(&self.authority),
+            "url": format!("{}{path}", self.serving.url),
+            "caBundle": BASE64_STANDARD.encode(&self.serving.authority),
         })
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     catalog::controllers::{Controller, Controllers, ParentKind},
-    cel::{Test, Value},
+    cel::{Test, Value, name_pattern},
     exempt::PREFIX,
     policy::Policy,
     rules::{
@@ -207,7 +207,7 @@ impl Owner {
     pub(super) fn is_of<'k>(&self, kinds: impl IntoIterator<Item = (&'k str, &'k str)>) -> Test {
         let kinds = kinds.into_iter().map(|(group, kind)| match group {
             "" => format!("[^/]+ {kind}"),
-            group => format!("{}/[^/]+ {kind}", group.replace('.', "[.]")),
+            group => format!("{}/[^/]+ {kind}", name_pattern(group)),
         });
         let pattern = format!("^({})$", kinds.collect::<Vec<_>>().join("|"));
         self.kind.matches(&pattern)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     catalog::engines::Engines,
-    cel::{Test, Value},
+    cel::{Test, Value, name_pattern},
     rules::{
         Kind,
         kinds::{PodTemplates, Pods, Shape},
@@ -39,9 +39,9 @@ pub(super) fn names_accelerator(resource: &Value, engines: &Engines) -> Test {
     let names: Vec<String> = (engines.accelerators.iter())
         .map(|row| {
             if row.prefix.is_empty() {
-                format!("{}$", row.resource.replace('.', "[.]"))
+                format!("{}$", name_pattern(&row.resource))
             } else {
-                row.prefix.replace('.', "[.]")
+                name_pattern(&row.prefix)
             }
         })
         .collect();
