@@ -131,8 +131,8 @@ impl<'r> Judged<'r> {
     ) {
         let reader = self.reader;
         if reader.budget.is_spent() {
-            let known = reader
-                .exact(text)
+            let known = (reader.budget)
+                .on(|| path.clone(), || reader.exact(text))
                 .filter(|signal| signal.class.is_device_load());
             let Some(signal) = known else { return };
             let key = (scope.to_owned(), inert, signal.identity);
