@@ -3,12 +3,18 @@
 //! An error in a match condition refuses the write under `failurePolicy: Fail`, so every step into an
 //! object asks for the type of what it finds there first. `has(x.y)` alone is no guard: it is an error on a
 //! list, and true for a null member (seen on kube-apiserver 1.36.3). What has another type than a test
-//! asks for is not there, as for the rules. What has more members than a test looks through passes the
-//! test, because the API server bounds what a condition may cost.
+//! asks for is not there, as for the rules. What has more members than a test looks through, and a text
+//! that is longer than [`LONG`], passes the test, because the API server bounds what a condition may cost:
+//! 1,000,000 for each, and 2,500,000 for the conditions of an entry (k8s.io/apiserver 0.36,
+//! pkg/apis/cel/config.go). A regular expression costs the length of the text times its own
+//! (google/cel-go, interpreter/runtimecost.go).
 //!
 //! Expressions stay short by naming a value once: `[value].exists(name, test)`.
 
 use std::fmt::Write as _;
+
+/// The most characters of a text in which a regular expression is looked for.
+pub(crate) const LONG: usize = 128;
 
 /// A CEL expression of type bool that never fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +89,16 @@ impl Test {
         test: impl FnOnce(&Value) -> Self,
     ) -> Self {
         Self::exists(&Value::list(values), variable, test)
+    }
+
+    /// Holds where all of some texts, called `variable`, pass a test.
+    pub(crate) fn all_texts<'t>(
+        texts: impl IntoIterator<Item = &'t str>,
+        variable: &str,
+        test: impl FnOnce(&Value) -> Self,
+    ) -> Self {
+        let test = test(&Value::named(variable)).into_text();
+        Self::Text(format!("{}.all({variable}, {test})", Value::texts(texts).0))
     }
 
     /// A test of a value under a name.
@@ -248,6 +264,23 @@ impl Value {
         ))
     }
 
+    /// Whether it is a list of at most `most` elements, each called `variable`, and the lists that these have
+    /// at a path have more than `all` elements together.
+    pub(crate) fn holds_more_than(
+        &self,
+        all: usize,
+        most: usize,
+        variable: &str,
+        path: &[&str],
+    ) -> Test {
+        let (guard, inner) = Self::named(variable).reach(path);
+        let (list, guard) = (&self.0, guard.join(" && "));
+        Test::Text(format!(
+            "type({list}) == list && size({list}) <= {most} && {list}.map({variable}, \
+             {guard} && type({inner}) == list ? size({inner}) : 0).sum() > {all}"
+        ))
+    }
+
     /// Whether it is a list of more than `most` elements.
     pub(crate) fn is_longer_than(&self, most: usize) -> Test {
         let list = &self.0;
@@ -345,11 +378,13 @@ impl Value {
         Test::any_value(lists, "x", any)
     }
 
-    /// The first match of an RE2 expression where it is a text; itself elsewhere.
-    pub(crate) fn first_match(&self, pattern: &str) -> Self {
+    /// The first match of an RE2 expression where it is a text of at most `most` characters; itself
+    /// elsewhere.
+    pub(crate) fn first_match(&self, most: usize, pattern: &str) -> Self {
         let (text, pattern) = (&self.0, literal(pattern));
         Self(format!(
-            "(type({text}) == string ? dyn({text}.find({pattern})) : dyn({text}))"
+            "(type({text}) == string && size({text}) <= {most} ? dyn({text}.find({pattern})) : \
+             dyn({text}))"
         ))
     }
 
@@ -388,14 +423,14 @@ impl Value {
         Self(format!("{} + ' ' + {}", self.0, other.0))
     }
 
-    /// Whether it is a text.
-    pub(crate) fn is_text(&self) -> Test {
-        Test::Text(format!("type({}) == string", self.0))
+    /// Whether it is a text of at most `most` characters.
+    pub(crate) fn is_text_within(&self, most: usize) -> Test {
+        self.if_text(format!("size({}) <= {most}", self.0))
     }
 
-    /// Whether it is a text that begins with another.
-    pub(crate) fn starts_with(&self, prefix: &str) -> Test {
-        self.if_text(format!("{}.startsWith({})", self.0, literal(prefix)))
+    /// Whether it is a text that begins with another, which is one.
+    pub(crate) fn starts_with(&self, prefix: &Self) -> Test {
+        self.if_text(format!("{}.startsWith({})", self.0, prefix.0))
     }
 
     /// Whether it is a text that contains another.
@@ -403,9 +438,16 @@ impl Value {
         self.if_text(format!("{}.contains({})", self.0, literal(part)))
     }
 
-    /// Whether it is a text that has a match of an RE2 expression.
+    /// Whether it is a text that has a match of an RE2 expression, or a long one.
     pub(crate) fn matches(&self, pattern: &str) -> Test {
-        self.if_text(format!("{}.matches({})", self.0, literal(pattern)))
+        let long = Test::Text(format!("size({}) > {LONG}", self.0));
+        let found = Test::any([long, self.has_match(pattern)]);
+        self.if_text(found.into_text())
+    }
+
+    /// Whether it has a match of an RE2 expression; it is known to be a text, and bounded.
+    pub(crate) fn has_match(&self, pattern: &str) -> Test {
+        Test::Text(format!("{}.matches({})", self.0, literal(pattern)))
     }
 
     /// Whether it is another text with one of some suffixes behind it.
@@ -421,7 +463,8 @@ impl Value {
     }
 
     fn if_text(&self, test: String) -> Test {
-        Test::all([self.is_text(), Test::Text(test)])
+        let is_text = Test::Text(format!("type({}) == string", self.0));
+        Test::all([is_text, Test::Text(test)])
     }
 }
 

@@ -32,6 +32,8 @@ use crate::{
     overheard::Overheard,
 };
 
+mod crowds;
+
 /// Conditions inside the API server decide what is sent. An error in one would refuse the write, so
 /// they have to hold for objects with any optional member absent and for very large ones.
 #[test]
@@ -391,7 +393,7 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
             bare["metadata"]["labels"] = json!({"a": "b"});
             writes.push((kind, "UPDATE of nothing to a label".to_owned(), bare));
         }
-        crowds(kind, &full, &stored, &all, &mut writes);
+        crowds::one_by_one(kind, &full, &stored, &all, &mut writes);
     }
     let count = writes.len();
     let taken = overheard.dry_writes(&namespace, &writes)?.len();
@@ -406,101 +408,6 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
         ensure!(heard.iter().any(|exchange| exchange.path == path), "{path}");
     }
     Ok(())
-}
-
-/// Every list and every map of an object with more members than a condition looks through, and with as
-/// many as it does. Containers and limits are so many that conditions would fail if they looked.
-fn crowds(
-    kind: &'static Kind,
-    full: &Value,
-    stored: &Value,
-    all: &[String],
-    writes: &mut Vec<Write>,
-) {
-    const CONTAINERS: usize = 10_000;
-    const LIMITS: usize = 100_000;
-    const LOOKED_THROUGH: usize = 64;
-    // Of what a container asks for.
-    const RESOURCES: usize = 16;
-    // What an UPDATE is compared by as a whole: the same words for every kind, so one stands for all. So it
-    // is with limits, and the API server itself takes seconds over them.
-    let whole =
-        ["/labels", "/annotations", "/ownerReferences"].map(|end| format!("/metadata{end}"));
-    for place in all {
-        let is_whole = whole.contains(place);
-        let many = if place.ends_with("ontainers") || (is_whole && kind.kind == "Deployment") {
-            CONTAINERS
-        } else if place.ends_with("/limits") && kind.kind == "InferenceService" {
-            LIMITS
-        } else {
-            LOOKED_THROUGH + 1
-        };
-        let fillers: Vec<Value> = match full.pointer(place) {
-            Some(Value::Array(list)) if list.first().is_some_and(Value::is_object) => {
-                let first = &list[0];
-                let small = if first.to_string().len() < 130 {
-                    first.clone()
-                } else {
-                    let kept = ["name", "image", "type"].into_iter();
-                    kept.filter_map(|key| Some((key.to_owned(), first.get(key)?.clone())))
-                        .collect()
-                };
-                let filled = |count: usize, element: &Value| -> Value {
-                    (0..count)
-                        .map(|index| {
-                            let mut element = element.clone();
-                            if element.get("name").is_some_and(Value::is_string) {
-                                element["name"] = json!(format!("c{index}"));
-                            }
-                            // Of owners with one uid the API server keeps one, and of several controllers
-                            // it complains one by one, each time with all of them.
-                            if element.get("controller").is_some() {
-                                element["uid"] = json!(format!("u{index}"));
-                                element["controller"] = json!(index + 1 == count);
-                            }
-                            element
-                        })
-                        .collect()
-                };
-                vec![filled(many, &small), filled(LOOKED_THROUGH, first)]
-            }
-            Some(Value::Object(members))
-                if members
-                    .values()
-                    .all(|value| !value.is_object() && !value.is_array()) =>
-            {
-                let filled = |count: usize| -> Value {
-                    (0..count)
-                        .map(|index| (format!("k{index}"), json!("1")))
-                        .collect()
-                };
-                let looked_through = if place.contains("/resources/") {
-                    RESOURCES
-                } else {
-                    LOOKED_THROUGH
-                };
-                vec![filled(many), filled(looked_through)]
-            }
-            _ => continue,
-        };
-        for filler in fillers {
-            let count = match &filler {
-                Value::Array(list) => list.len(),
-                other => other.as_object().map_or(0, serde_json::Map::len),
-            };
-            let mut create = full.clone();
-            create["metadata"]["name"] = json!("new");
-            *create.pointer_mut(place).expect("a place") = filler.clone();
-            writes.push((kind, format!("CREATE with {count} in {place}"), create));
-            if is_whole || place.ends_with("ontainers") {
-                let mut update = full.clone();
-                *update.pointer_mut(place).expect("a place") = filler;
-                update["metadata"]["resourceVersion"] =
-                    stored["metadata"]["resourceVersion"].clone();
-                writes.push((kind, format!("UPDATE with {count} in {place}"), update));
-            }
-        }
-    }
 }
 
 /// What may stand where something else belongs.

@@ -26,6 +26,13 @@ use super::{node_pools, pods, signals};
 /// (100,000 limits of one container took kube-apiserver 1.36.3 over 30 s).
 pub(super) const MOST: usize = 64;
 
+/// The most owners of an object among which a controller is looked for. Kubernetes takes one controller
+/// (k8s.io/apimachinery, pkg/api/validation/objectmeta.go).
+const OWNERS: usize = 16;
+
+/// The most characters of an owner's version, kind and name: the longest name that Kubernetes takes.
+const OWNER_TEXT: usize = 253;
+
 /// The rules that decide which entries a kind needs. Those about exemptions and about an object as a whole
 /// speak of every kind, and matter no more than the rules that they are about.
 pub(super) fn rules_of(kind: &Kind) -> impl Iterator<Item = &'static Rule> + use<'_> {
@@ -50,7 +57,7 @@ pub(super) fn changed(kind: &Kind) -> Test {
             annotations.any_key(MOST, "k", |key| {
                 let other = there.get(&["metadata", "annotations"]).key(key);
                 Test::all([
-                    key.starts_with(PREFIX),
+                    key.starts_with(&Value::text(PREFIX)),
                     annotations.key(key).is(&other).not(),
                 ])
             })
@@ -92,7 +99,7 @@ pub(super) fn relevant(kind: &Kind) -> Test {
             pods::ask_for_accelerators(of, pods::names_device),
             // One that is malformed is denied wherever it stands.
             Value::object().has(&["metadata", "annotations"], |annotations| {
-                annotations.any_key(MOST, "k", |key| key.starts_with(PREFIX))
+                annotations.any_key(MOST, "k", |key| key.starts_with(&Value::text(PREFIX)))
             }),
         ]),
         _ => Test::Constant(true),
@@ -210,7 +217,7 @@ impl Owner {
             group => format!("{}/[^/]+ {kind}", name_pattern(group)),
         });
         let pattern = format!("^({})$", kinds.collect::<Vec<_>>().join("|"));
-        self.kind.matches(&pattern)
+        self.kind.has_match(&pattern)
     }
 
     /// Whether the object has its name, with one of some suffixes; with none of them, whatever its name.
@@ -231,14 +238,16 @@ impl Owner {
     }
 }
 
-/// Whether an object has a controller that passes a test. Among too many owners nobody looks for it.
+/// Whether an object has a controller that passes a test. Among too many owners nobody looks for it, nor
+/// where it is called by what no object can be.
 pub(super) fn owned(test: impl FnOnce(&Owner) -> Test) -> Test {
     Value::object().has(&["metadata", "ownerReferences"], |owners| {
-        owners.any_of_few(MOST, "o", |owner| {
+        owners.any_of_few(OWNERS, "o", |owner| {
             owner.has(&["controller"], |controller| {
                 let member = |key| owner.member(key);
-                let texts =
-                    ["apiVersion", "kind", "name"].map(|key| owner.has(&[key], Value::is_text));
+                let texts = Test::all_texts(["apiVersion", "kind", "name"], "k", |key| {
+                    owner.has_key(key, |text| text.is_text_within(OWNER_TEXT))
+                });
                 let (version, name) = (member("apiVersion"), member("name"));
                 let found = Test::of(&version.joined(&member("kind")), "q", |kind| {
                     test(&Owner {
@@ -246,12 +255,7 @@ pub(super) fn owned(test: impl FnOnce(&Owner) -> Test) -> Test {
                         name,
                     })
                 });
-                Test::all(
-                    [controller.is_true()]
-                        .into_iter()
-                        .chain(texts)
-                        .chain([found]),
-                )
+                Test::all([controller.is_true(), texts, found])
             })
         })
     })

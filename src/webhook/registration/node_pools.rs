@@ -10,6 +10,9 @@ use crate::{
 
 use super::conditions::{MOST, rules_of};
 
+/// The most values of all requirements that are looked through.
+const VALUES: usize = 256;
+
 /// Whether a rule at deny may deny a NodePool of machines with accelerators: the write is not an UPDATE that
 /// leaves `template` and `disruption` as they are. Where the rules at deny read the consolidation policy
 /// alone, only a pool whose policy may evict can be denied.
@@ -41,16 +44,18 @@ pub(super) fn names_accelerators(catalog: &InstanceCatalog) -> Test {
     let keys = catalog.pattern_of_device_keys();
     let object = Value::object();
     let required = object.has(node_pool::REQUIREMENTS, |requirements| {
-        requirements.any_element(MOST, "r", |requirement| {
+        let many = requirements.holds_more_than(VALUES, MOST, "r", &["values"]);
+        let named = requirements.any_element(MOST, "r", |requirement| {
             let excludes = requirement.has(&["operator"], |word| {
                 word.is_among(["NotIn", "DoesNotExist"])
             });
             let named = requirement.has(&["key"], |key| key.matches(&keys));
             let values = requirement.has(&["values"], |values| {
-                values.any_element(MOST, "v", |value| value.matches(&machines))
+                values.any_element(VALUES, "v", |value| value.matches(&machines))
             });
             Test::all([excludes.not(), Test::any([named, values])])
-        })
+        });
+        Test::any([many, named])
     });
     let tainted = object.has(node_pool::TAINTS, |taints| {
         taints.any_element(MOST, "t", |taint| {

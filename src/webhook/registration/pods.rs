@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     catalog::engines::Engines,
-    cel::{Test, Value, name_pattern},
+    cel::{Test, Value},
     rules::{
         Kind,
         kinds::{PodTemplates, Pods, Shape},
@@ -15,8 +15,15 @@ use crate::{
 use super::conditions::{MOST, metadata, read_by_rules};
 
 /// The most resources of a container that are looked through: there are two maps of them for each
-/// container, and no container asks for as many.
-const FEW: usize = 16;
+/// container.
+const RESOURCES: usize = 8;
+
+/// The most templates in a list, and the most containers of each list in one of those, that are looked
+/// through. What is looked through multiplies.
+const LISTED: (usize, usize) = (32, 8);
+
+/// The most characters of an image that is compared without its tag.
+const IMAGE: usize = 512;
 
 /// What a pod's labels and annotations have in which it calls itself a model server, or asks for a share of
 /// a GPU (KAI Scheduler, pkg/common/constants/constants.go).
@@ -36,16 +43,12 @@ pub(super) fn names_device(resource: &Value) -> Test {
 
 /// Whether a resource is one of the catalogue's accelerators.
 pub(super) fn names_accelerator(resource: &Value, engines: &Engines) -> Test {
-    let names: Vec<String> = (engines.accelerators.iter())
-        .map(|row| {
-            if row.prefix.is_empty() {
-                format!("{}$", name_pattern(&row.resource))
-            } else {
-                name_pattern(&row.prefix)
-            }
-        })
-        .collect();
-    resource.matches(&format!("^({})", names.join("|")))
+    let (prefixes, names): (Vec<_>, Vec<_>) =
+        (engines.accelerators.iter()).partition(|row| !row.prefix.is_empty());
+    let known = resource.is_among(names.iter().map(|row| row.resource.as_str()));
+    let prefixes = prefixes.iter().map(|row| row.prefix.as_str());
+    let begins = Test::any_text(prefixes, "x", |prefix| resource.starts_with(prefix));
+    Test::any([known, begins])
 }
 
 /// The values at the paths of all templates of one shape, in lists; and whether one of the object's lists is
@@ -55,7 +58,7 @@ fn all_of_shape(object: &Value, pods: &Pods, shape: Shape) -> (Vec<Value>, Test)
     let (listed, single): (Vec<&PodTemplates>, Vec<&PodTemplates>) =
         of_shape.partition(|one| !one.list.is_empty());
     let mut lists: Vec<Value> = (listed.iter())
-        .map(|one| object.elements(one.list, MOST, "g", |element| element.get(one.path)))
+        .map(|one| object.elements(one.list, LISTED.0, "g", |element| element.get(one.path)))
         .collect();
     let (mut beside, mut alone) = (BTreeMap::<&[&str], Vec<&str>>::new(), Vec::new());
     for one in single {
@@ -76,8 +79,17 @@ fn all_of_shape(object: &Value, pods: &Pods, shape: Shape) -> (Vec<Value>, Test)
     }
     let too_long = listed
         .iter()
-        .map(|one| object.has(one.list, |list| list.is_longer_than(MOST)));
+        .map(|one| object.has(one.list, |list| list.is_longer_than(LISTED.0)));
     (lists, Test::any(too_long))
+}
+
+/// The most containers of each list of a pod that are looked through.
+fn most_containers(pods: &Pods) -> usize {
+    if pods.templates.iter().all(|one| one.list.is_empty()) {
+        MOST
+    } else {
+        LISTED.1
+    }
 }
 
 /// Whether an object or one of its pod templates calls itself a model server, or a template asks for an
@@ -85,7 +97,8 @@ fn all_of_shape(object: &Value, pods: &Pods, shape: Shape) -> (Vec<Value>, Test)
 pub(super) fn ask_for_accelerators(pods: &Pods, accelerator: impl Fn(&Value) -> Test) -> Test {
     let object = Value::object();
     let resources = |holder: &Value| ask(holder, &accelerator);
-    let spec = |spec: &Value| Test::of(spec, "s", |spec| pod_spec(spec, &accelerator));
+    let most = most_containers(pods);
+    let spec = |spec: &Value| Test::of(spec, "s", |spec| pod_spec(spec, most, &accelerator));
     let mut tests = vec![object.has(&["metadata"], is_declared)];
     for shape in Shape::ALL {
         let (lists, too_long) = all_of_shape(&object, pods, shape);
@@ -120,11 +133,11 @@ fn is_declared(metadata: &Value) -> Test {
 
 /// Whether something in a pod spec asks for an accelerator. Resources of the pod as a whole count like a
 /// container's (KEP-2837).
-fn pod_spec(spec: &Value, accelerator: &impl Fn(&Value) -> Test) -> Test {
+fn pod_spec(spec: &Value, most: usize, accelerator: &impl Fn(&Value) -> Test) -> Test {
     let claims = spec.has(&["resourceClaims"], Value::is_not_null);
-    let too_long = CONTAINERS.map(|list| spec.has(&[list], |list| list.is_longer_than(MOST)));
+    let too_long = CONTAINERS.map(|list| spec.has(&[list], |list| list.is_longer_than(most)));
     let own = Value::list([spec.clone()]);
-    let containers = CONTAINERS.map(|list| spec.elements(&[list], MOST, "e", Value::clone));
+    let containers = CONTAINERS.map(|list| spec.elements(&[list], most, "e", Value::clone));
     let all = [own].into_iter().chain(containers).collect();
     let asked = Value::any_in(all, "c", |holder| ask(holder, accelerator));
     Test::any([claims].into_iter().chain(too_long).chain([asked]))
@@ -134,7 +147,9 @@ fn pod_spec(spec: &Value, accelerator: &impl Fn(&Value) -> Test) -> Test {
 fn ask(holder: &Value, accelerator: &impl Fn(&Value) -> Test) -> Test {
     holder.has(&["resources"], |resources| {
         let named = Test::any_text(["limits", "requests"], "a", |amounts| {
-            resources.has_key(amounts, |amounts| amounts.any_key(FEW, "r", accelerator))
+            resources.has_key(amounts, |amounts| {
+                amounts.any_key(RESOURCES, "r", accelerator)
+            })
         });
         Test::any([resources.has(&["claims"], Value::is_not_null), named])
     })
@@ -144,6 +159,7 @@ fn ask(holder: &Value, accelerator: &impl Fn(&Value) -> Test) -> Test {
 /// nothing of ranks, sizes and schedulers.
 pub(super) fn run_differently(kind: &Kind, pods: &Pods) -> Test {
     Test::of(&read_by_rules(kind), "d", |keys| {
+        let most = most_containers(pods);
         Test::differs(|object| {
             let mut parts = vec![metadata(&object.get(&["metadata"]), keys)];
             parts.extend(pods.beside.iter().map(|path| object.get(path)));
@@ -151,7 +167,7 @@ pub(super) fn run_differently(kind: &Kind, pods: &Pods) -> Test {
             let listed = pods.templates.iter().filter(|one| !one.beside.is_empty());
             parts.extend(listed.map(|one| {
                 object.get(one.list).named_as("w", |list| {
-                    list.each(MOST, "g", |element| {
+                    list.each(LISTED.0, "g", |element| {
                         Value::list(one.beside.iter().map(|path| element.get(path)))
                     })
                 })
@@ -159,7 +175,7 @@ pub(super) fn run_differently(kind: &Kind, pods: &Pods) -> Test {
             for shape in Shape::ALL {
                 let (lists, _) = all_of_shape(object, pods, shape);
                 if !lists.is_empty() {
-                    let run = |found: &Value| run(found, shape, keys);
+                    let run = |found: &Value| run(found, shape, most, keys);
                     parts.push(Value::list(lists).map("x", |list| list.map("t", run)));
                 }
             }
@@ -169,13 +185,13 @@ pub(super) fn run_differently(kind: &Kind, pods: &Pods) -> Test {
 }
 
 /// How what stands at the path of a template runs.
-fn run(found: &Value, shape: Shape, keys: &Value) -> Value {
+fn run(found: &Value, shape: Shape, most: usize, keys: &Value) -> Value {
     match shape {
         Shape::Template => Value::list([
             metadata(&found.get(&["metadata"]), keys),
-            run_of_spec(&found.get(&["spec"])),
+            run_of_spec(&found.get(&["spec"]), most),
         ]),
-        Shape::Spec => run_of_spec(found),
+        Shape::Spec => run_of_spec(found, most),
         Shape::Metadata => metadata(found, keys),
         Shape::Container => run_of_container(found),
         Shape::Any => found.clone(),
@@ -183,13 +199,13 @@ fn run(found: &Value, shape: Shape, keys: &Value) -> Value {
 }
 
 /// How the pods of a pod spec run.
-fn run_of_spec(spec: &Value) -> Value {
+fn run_of_spec(spec: &Value, most: usize) -> Value {
     spec.named_as("s", |spec| {
         let members = ["schedulerName", "resources", "resourceClaims"];
         let members = Value::texts(members).map("k", |key| spec.key(key));
         let containers = Value::texts(CONTAINERS).map("l", |list| {
             spec.key(list)
-                .named_as("i", |list| list.each(MOST, "c", run_of_container))
+                .named_as("i", |list| list.each(most, "c", run_of_container))
         });
         Value::list([members, containers])
     })
@@ -201,6 +217,6 @@ fn run_of_container(container: &Value) -> Value {
     let members = Value::texts(members).map("k", |key| container.key(key));
     let image = container
         .get(&["image"])
-        .named_as("i", |image| image.first_match(IMAGE_NAME));
+        .named_as("i", |image| image.first_match(IMAGE, IMAGE_NAME));
     Value::list([members, image])
 }

@@ -14,6 +14,9 @@ use crate::{
 
 use super::conditions::{MOST, Owner, owned};
 
+/// The most metrics of an HPA or its like that are looked through: each may have several names.
+const MOST_METRICS: usize = 32;
+
 /// What is printable in ASCII: what looks like a letter of a known word, and is another, is none of it.
 const PRINTABLE: &str = "^[ -~]*$";
 
@@ -37,11 +40,13 @@ pub(super) fn name_device(kind: &Kind, policy: &Policy) -> Test {
     };
     if kind == &POD_AUTOSCALER {
         return Value::object().has(&["spec", "metricsSources"], |metrics| {
-            metrics.any_element(MOST, "m", |metric| metric.has(&["targetMetric"], speaks))
+            metrics.any_element(MOST_METRICS, "m", |metric| {
+                metric.has(&["targetMetric"], speaks)
+            })
         });
     }
     Value::object().has(&["spec", "metrics"], |metrics| {
-        metrics.any_element(MOST, "m", |metric| {
+        metrics.any_element(MOST_METRICS, "m", |metric| {
             let metrics = METRICS.map(|member| metric.get(&[member, "metric", "name"]));
             let resources = RESOURCES.map(|member| metric.get(&[member, "name"]));
             Test::any_value(metrics.into_iter().chain(resources), "n", |name| {
@@ -58,7 +63,11 @@ pub(super) fn read_metrics() -> Test {
         triggers.any_element(MOST, "t", |trigger| {
             trigger.has(&["type"], |kind| {
                 let without = kind.is_among(scaled_object::WITHOUT_METRIC.iter().copied());
-                Test::any([without, kind.starts_with(scaled_object::REDIS)]).not()
+                Test::any([
+                    without,
+                    kind.starts_with(&Value::text(scaled_object::REDIS)),
+                ])
+                .not()
             })
         })
     })
@@ -70,7 +79,7 @@ pub(super) fn read_metrics() -> Test {
 pub(super) fn made_by_keda() -> Test {
     owned(|owner| {
         let other = Value::object().has(&["spec", "metrics"], |metrics| {
-            metrics.any_element(MOST, "m", |metric| {
+            metrics.any_element(MOST_METRICS, "m", |metric| {
                 Test::any([is_host(metric), is_answered(metric, owner)]).not()
             })
         });
