@@ -94,6 +94,10 @@ const WAIT: &str = "kubectl --namespace gangplank-system wait --for=delete pod -
                     app.kubernetes.io/name=gangplank --timeout=120s";
 const DELETE_BOTH: &str =
     "kubectl delete validatingwebhookconfiguration,mutatingwebhookconfiguration gangplank";
+const CONFIGURATIONS: &str = "kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations --selector \
+                              app.kubernetes.io/name=gangplank";
+const DEPLOYMENTS: &str =
+    "kubectl get deployments --all-namespaces --selector app.kubernetes.io/name=gangplank";
 const DELETE_ROLE: &str = "kubectl delete clusterrole,clusterrolebinding gangplank";
 const UPGRADE: &str =
     "helm upgrade gangplank charts/gangplank --namespace gangplank-system --reuse-values ";
@@ -145,6 +149,7 @@ fn the_way_out_is_what_the_documentation_says() -> Result<()> {
     // No replica lives.
     kill_all(&mut release)?;
     comes_to(&release, &Fate::Waits)?;
+    ensure!(run(&release, DEPLOYMENTS)?.contains(NAME));
     run(&release, DELETE)?;
     comes_to(&release, &Fate::Passes)?;
     release.start()?;
@@ -211,12 +216,13 @@ fn the_way_out_is_what_the_documentation_says() -> Result<()> {
     })?;
     let webhooks = kubectl.get(&format!("validatingwebhookconfiguration/{NAME}"))?;
     ensure!(webhooks["webhooks"].is_array(), "the registration stays");
+    ensure!(run(&release, CONFIGURATIONS)?.contains(NAME));
+    run(&release, DELETE_BOTH)?;
+    comes_to(&release, &Fate::Passes)?;
     run(&release, DELETE_ROLE)?;
-    eventually("the configurations are collected", SOON, || {
-        let kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations";
-        let listed = kubectl.run(&["get", kinds, "--output=name"], None).ok()?;
-        listed.stdout.trim().is_empty().then_some(())
-    })?;
+    let kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations";
+    let listed = kubectl.run(&["get", kinds, "--output=name"], None)?;
+    ensure!(listed.stdout.trim().is_empty(), "{}", listed.stdout);
     comes_to(&release, &Fate::Passes)
 }
 

@@ -344,7 +344,7 @@ fn the_notes_and_the_alert_say_of_an_outage_what_is_true() -> Result<()> {
             &["--set", "policy.mode=dryRun"],
             &[
                 "nothing is denied or filled",
-                "while no replica answers none is refused",
+                "While no replica answers, no write is refused",
             ],
             &[REFUSED, DELETE],
             "warning",
