@@ -6,7 +6,7 @@
 //! all the time), and which managers were undone lately.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::Arc,
     time::Duration,
@@ -14,23 +14,19 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{
-            MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
-        },
-        core::v1::ObjectReference,
+    api::admissionregistration::v1::{
+        MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
     },
     apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
 };
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::{ClusterError, chain};
+use super::ClusterError;
 use crate::{
     metrics::Metrics,
     policy::Tolerated,
@@ -42,8 +38,11 @@ use crate::{
 };
 
 mod changes;
+mod telling;
 
 pub use changes::{Versions, follow};
+use telling::Teller;
+pub use telling::{Drift, State};
 
 /// Who makes the webhook configurations, before anything stands in them.
 const CREATOR: &str = "gangplank-create";
@@ -70,9 +69,6 @@ const UNKNOWN: &str = "unknown";
 /// A whole configuration, where it is not about its entries.
 pub const CONFIGURATION: &str = "configuration";
 
-/// How many of the latest changes that were undone are shown.
-const SHOWN: usize = 5;
-
 /// How long the URL of another instance may take to answer.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -81,12 +77,6 @@ const URL: &str = "url ";
 
 /// How many changes that were undone are remembered.
 const REMEMBERED: usize = 32;
-
-/// Characters of an Event's note (k8s.io/api events/v1: 1 kB).
-const NOTE: usize = 1000;
-
-/// How long the API server may take for an Event.
-const EVENT_LIMIT: Duration = Duration::from_secs(2);
 
 /// One of the two configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,58 +212,16 @@ pub enum Cause {
     Changed,
 }
 
-/// Something that others changed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Drift {
-    /// Of which configuration.
-    pub side: Side,
-    /// The entry and its field, or [`CONFIGURATION`] for all of it.
-    pub difference: Difference,
-    /// Who wrote it, as the managed fields say.
-    pub manager: String,
-}
-
-impl std::fmt::Display for Drift {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Difference { entry, field } = &self.difference;
-        write!(f, "{} ", self.side.as_str())?;
-        if !entry.is_empty() {
-            write!(f, "{} ", entry.escape_debug())?;
-        }
-        write!(f, "{field}, by {:?}", self.manager)
-    }
-}
-
-/// How the configurations are after a look.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// What others changed, and is left so.
-    pub left: BTreeSet<Drift>,
-    /// Configuration, entry and expression of what others added and may add.
-    pub tolerated: BTreeSet<(Side, String, String)>,
-    /// Configuration and name of entries that are not ours.
-    pub foreign: BTreeSet<(Side, String)>,
-    /// When some of what is left may be put right.
-    pub again: Option<Timestamp>,
-}
-
 /// Keeps the webhook configurations.
 pub struct Upkeep {
     client: Client,
-    recorder: Recorder,
-    metrics: Arc<Metrics>,
+    teller: Teller,
     /// None: whoever's they are.
     instance: Option<String>,
     /// The versions that were looked at.
     versions: Versions,
     /// When a configuration that had gone was made again.
     made: BTreeMap<Side, Vec<Timestamp>>,
-    /// What was put right last.
-    undone: VecDeque<(Timestamp, Drift)>,
-    /// How they were, when that was told.
-    told: State,
-    /// The other install that was told of.
-    other: Option<String>,
 }
 
 /// A configuration to write.
@@ -326,20 +274,12 @@ impl Wanted {
 impl Upkeep {
     /// Keeps the configurations of an install ([`instance`]).
     pub fn new(client: &Client, metrics: Arc<Metrics>, instance: Option<String>) -> Self {
-        let reporter = Reporter {
-            controller: "gangplank.dev/registration".to_owned(),
-            instance: None,
-        };
         Self {
             client: client.clone(),
-            recorder: Recorder::new(client.clone(), reporter),
-            metrics,
+            teller: Teller::new(client, metrics),
             instance,
             versions: Versions::new(),
             made: BTreeMap::new(),
-            undone: VecDeque::new(),
-            told: State::default(),
-            other: None,
         }
     }
 
@@ -352,25 +292,12 @@ impl Upkeep {
 
     /// Lines about what others changed, for people.
     pub fn describe(&self) -> Vec<String> {
-        let again = self.told.again.map_or(String::new(), |again| {
-            format!("; undone {BRAKE} times in 10 minutes, and not before {again:.0} again")
-        });
-        let left = self.told.left.iter();
-        let left = left.map(|drift| format!("left as others changed it: {drift}{again}"));
-        let undone = self.undone.iter().rev();
-        let undone = undone.map(|(at, drift)| format!("put right at {at:.0}: {drift}"));
-        let tolerated = self.told.tolerated.iter().map(|(side, entry, expression)| {
-            let expression = expression.escape_debug();
-            format!(
-                "tolerated: {} {entry} namespaceSelector {expression}",
-                side.as_str()
-            )
-        });
-        let foreign = self.told.foreign.iter().map(|(side, entry)| {
-            let entry = entry.escape_debug();
-            format!("not ours and left alone: {} {entry}", side.as_str())
-        });
-        left.chain(undone).chain(tolerated).chain(foreign).collect()
+        self.teller.describe()
+    }
+
+    /// Publishes the Events of the last look. It takes 2 s at most.
+    pub async fn publish(&mut self) {
+        self.teller.publish().await;
     }
 
     /// Writes what is not as it is wanted, but for what a manager changes again and again.
@@ -396,7 +323,7 @@ impl Upkeep {
                 None => self.make(&wanted, cause, &mut state).await?,
             }
         }
-        self.tell(&state, seen).await;
+        self.teller.tell(&state, seen);
         Ok(state)
     }
 
@@ -442,8 +369,7 @@ impl Upkeep {
             (theirs != ours).then(|| (*side, object, theirs.to_owned()))
         });
         let Some((side, object, theirs)) = other else {
-            self.metrics.registration_of_another(false);
-            self.other = None;
+            self.teller.no_other();
             return Ok(());
         };
         if is_gone(&theirs, &ours).await {
@@ -452,8 +378,7 @@ impl Upkeep {
                 ours,
                 "nobody listens any more where the webhook configurations send: taking them over"
             );
-            self.metrics.registration_of_another(false);
-            self.other = None;
+            self.teller.no_other();
             return Ok(());
         }
         let error = ClusterError::Another {
@@ -461,18 +386,11 @@ impl Upkeep {
             ours,
             theirs: theirs.clone(),
         };
-        self.metrics.registration_of_another(true);
-        // What is there is not ours to tell of.
-        self.told = State::default();
-        self.metrics.registration_drift(std::iter::empty());
         for (side, object) in &seen.objects {
             self.versions.insert(*side, object.resource_version());
         }
-        if self.other.as_ref() != Some(&theirs) {
-            self.other = Some(theirs);
-            self.event("AnotherInstall", side, object, &error.to_string())
-                .await;
-        }
+        let note = error.to_string();
+        self.teller.another(&theirs, side, object, &note);
         Err(error)
     }
 
@@ -545,7 +463,7 @@ impl Upkeep {
         }
         let written = self.replace(side, &over).await?;
         for one in drift {
-            self.put_right(now, one, &written).await;
+            self.teller.put_right(now, one, &written);
         }
         Ok(())
     }
@@ -602,7 +520,7 @@ impl Upkeep {
         let written = self.replace(side, &over).await?;
         if gone {
             self.made.entry(side).or_default().push(now);
-            self.put_right(now, one, &written).await;
+            self.teller.put_right(now, one, &written);
         }
         Ok(())
     }
@@ -630,77 +548,6 @@ impl Upkeep {
         };
         self.versions.insert(side, written.resource_version());
         Ok(written)
-    }
-
-    /// Tells of something that others changed, and that is right again.
-    async fn put_right(&mut self, at: Timestamp, drift: Drift, object: &DynamicObject) {
-        let (side, field) = (drift.side, drift.difference.field);
-        self.metrics.registration_undone(side.as_str(), field);
-        tracing::warn!("put right what others changed in the webhook configurations: {drift}");
-        let note = format!("put right: {drift}");
-        self.event("DriftPutRight", side, object, &note).await;
-        self.undone.push_back((at, drift));
-        if self.undone.len() > SHOWN {
-            self.undone.pop_front();
-        }
-    }
-
-    /// Tells of what stays different, once.
-    async fn tell(&mut self, state: &State, seen: &Registered) {
-        let left = state.left.iter();
-        let left = left.map(|one| (one.side.as_str(), one.difference.field, "left"));
-        let tolerated = state.tolerated.iter();
-        let tolerated =
-            tolerated.map(|(side, ..)| (side.as_str(), "namespaceSelector", "tolerated"));
-        let foreign = state.foreign.iter();
-        let foreign = foreign.map(|(side, _)| (side.as_str(), drift::ENTRY, "foreign"));
-        self.metrics
-            .registration_drift(left.chain(tolerated).chain(foreign));
-        for one in state.left.difference(&self.told.left) {
-            tracing::error!("left what others changed in the webhook configurations: {one}");
-            if let Some(object) = seen.objects.get(&one.side) {
-                let note = format!("undone {BRAKE} times in 10 minutes, and left for now: {one}");
-                self.event("DriftLeft", one.side, object, &note).await;
-            }
-        }
-        for (side, entry, expression) in state.tolerated.difference(&self.told.tolerated) {
-            let side = side.as_str();
-            tracing::info!(side, entry, expression, "tolerated in a namespaceSelector");
-        }
-        for (side, entry) in state.foreign.difference(&self.told.foreign) {
-            tracing::warn!(side = side.as_str(), entry, "an entry that is not ours");
-            if let Some(object) = seen.objects.get(side) {
-                let note = format!("{entry:?} is not an entry of Gangplank's; it is left alone");
-                self.event("ForeignEntry", *side, object, &note).await;
-            }
-        }
-        self.told = state.clone();
-    }
-
-    async fn event(&self, reason: &str, side: Side, object: &DynamicObject, note: &str) {
-        let resource = side.resource();
-        let reference = ObjectReference {
-            api_version: Some(resource.api_version),
-            kind: Some(resource.kind),
-            name: object.metadata.name.clone(),
-            uid: object.metadata.uid.clone(),
-            resource_version: object.metadata.resource_version.clone(),
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(NOTE).collect()),
-            action: "Register".to_owned(),
-            secondary: None,
-        };
-        let publish = self.recorder.publish(&event, &reference);
-        // What is written matters more than who hears of it.
-        match tokio::time::timeout(EVENT_LIMIT, publish).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!("cannot publish an event: {}", chain(&error)),
-            Err(_) => tracing::debug!("cannot publish an event: no answer in time"),
-        }
     }
 }
 

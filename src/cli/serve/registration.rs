@@ -112,6 +112,11 @@ pub(super) async fn follow(
             Err(failure) => Err(failure.text().to_owned()),
         });
         health.registration_drift(upkeep.describe());
+        // What is written matters more than who hears of it.
+        tokio::select! {
+            () = upkeep.publish() => {}
+            () = until_stopped(stopped.clone()) => return,
+        }
         let pause = match &result {
             Ok(state) => {
                 if !announced {
