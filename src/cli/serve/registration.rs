@@ -136,7 +136,7 @@ pub(super) async fn follow(
                 backoff = BACKOFF;
                 complaint = None;
                 let again = state
-                    .again
+                    .again()
                     .map(|again| again.duration_since(Timestamp::now()));
                 let again = again.map(|left| Duration::try_from(left).unwrap_or_default() + CALM);
                 again.map_or(period, |again| again.min(period))

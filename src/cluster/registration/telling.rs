@@ -1,7 +1,7 @@
 //! What is told of the webhook configurations: Events, metrics, log lines and lines for `/readyz`.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -15,11 +15,14 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use super::{BRAKE, Registered, Side};
+use super::{Registered, Side, brake::BRAKE};
 use crate::{
     cluster::chain,
     metrics::Metrics,
-    webhook::drift::{self, Difference},
+    webhook::{
+        drift::{self, Difference},
+        registration::FIELD_MANAGER,
+    },
 };
 
 /// How many of the latest changes that were undone are shown.
@@ -45,6 +48,23 @@ pub struct Drift {
     pub manager: String,
 }
 
+impl Drift {
+    /// Why it is left.
+    fn why(&self, until: Option<Timestamp>) -> String {
+        let until = until.map(|until| format!("{until:.0}"));
+        match (&*self.manager, until) {
+            (FIELD_MANAGER, Some(until)) => format!(
+                "another replica wrote it, or somebody in its name; it is compared again at {until} \
+                 at the latest"
+            ),
+            (_, Some(until)) => {
+                format!("undone {BRAKE} times in 10 minutes, and not before {until} again")
+            }
+            (_, None) => format!("undone {BRAKE} times in 10 minutes"),
+        }
+    }
+}
+
 impl std::fmt::Display for Drift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Difference { entry, field } = &self.difference;
@@ -59,14 +79,19 @@ impl std::fmt::Display for Drift {
 /// How the configurations are after a look.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// What others changed, and is left so.
-    pub left: BTreeSet<Drift>,
+    /// What others changed and is left so, and until when at most where that is known.
+    pub left: BTreeMap<Drift, Option<Timestamp>>,
     /// Configuration, entry and expression of what others added and may add.
     pub tolerated: BTreeSet<(Side, String, String)>,
     /// Configuration and name of entries that are not ours.
     pub foreign: BTreeSet<(Side, String)>,
+}
+
+impl State {
     /// When some of what is left may be put right.
-    pub again: Option<Timestamp>,
+    pub fn again(&self) -> Option<Timestamp> {
+        self.left.values().flatten().min().copied()
+    }
 }
 
 /// Tells how the configurations are.
@@ -101,11 +126,11 @@ impl Teller {
 
     /// Lines about what others changed, for people.
     pub(super) fn describe(&self) -> Vec<String> {
-        let again = self.told.again.map_or(String::new(), |again| {
-            format!("; undone {BRAKE} times in 10 minutes, and not before {again:.0} again")
-        });
         let left = self.told.left.iter();
-        let left = left.map(|drift| format!("left as others changed it: {drift}{again}"));
+        let left = left.map(|(drift, until)| {
+            let why = drift.why(*until);
+            format!("left as others changed it: {drift}; {why}")
+        });
         let undone = self.undone.iter().rev();
         let undone = undone.map(|(at, drift)| format!("put right at {at:.0}: {drift}"));
         let tolerated = self.told.tolerated.iter().map(|(side, entry, expression)| {
@@ -156,7 +181,7 @@ impl Teller {
     /// Tells of what stays different, once.
     pub(super) fn tell(&mut self, state: &State, seen: &Registered) {
         let left = state.left.iter();
-        let left = left.map(|one| (one.side.as_str(), one.difference.field, "left"));
+        let left = left.map(|(one, _)| (one.side.as_str(), one.difference.field, "left"));
         let tolerated = state.tolerated.iter();
         let tolerated =
             tolerated.map(|(side, ..)| (side.as_str(), "namespaceSelector", "tolerated"));
@@ -165,10 +190,13 @@ impl Teller {
         self.metrics
             .registration_drift(left.chain(tolerated).chain(foreign));
         let told = std::mem::replace(&mut self.told, state.clone());
-        for one in state.left.difference(&told.left) {
-            tracing::error!("left what others changed in the webhook configurations: {one}");
+        for (one, until) in &state.left {
+            if told.left.contains_key(one) {
+                continue;
+            }
+            let note = format!("left for now: {one}; {}", one.why(*until));
+            tracing::error!("what others changed in the webhook configurations is {note}");
             if let Some(object) = seen.objects.get(&one.side) {
-                let note = format!("undone {BRAKE} times in 10 minutes, and left for now: {one}");
                 self.event("DriftLeft", one.side, object, &note);
             }
         }
@@ -221,5 +249,29 @@ impl Teller {
         {
             tracing::debug!("cannot publish all events: no answer in time");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_nobody_takes_are_given_up() {
+        let silent = tower::service_fn(|_: axum::http::Request<kube::client::Body>| {
+            std::future::pending::<Result<axum::http::Response<axum::body::Body>, kube::Error>>()
+        });
+        let client = Client::new(silent, "default");
+        let mut teller = Teller::new(&client, Arc::default());
+        let object = DynamicObject::new("gangplank", &Side::Validating.resource());
+        for _ in 0..2 * EVENTS {
+            teller.event("DriftPutRight", Side::Validating, &object, "put right");
+        }
+        let began = Instant::now();
+        teller.publish().await;
+        assert!(began.elapsed() < 3 * EVENTS_LIMIT);
+        assert!(teller.events.is_empty());
     }
 }
