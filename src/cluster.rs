@@ -40,8 +40,8 @@ pub enum ClusterError {
     /// The webhook configurations belong to another install.
     #[error(
         "the webhook configurations {name:?} belong to another install, {theirs:?}, and this is \
-         {ours:?}: give one of the two another --registration-name; or, to take them over, stop the \
-         other and run `gangplank serve --unregister --registration-name={name}`"
+         {ours:?}: give one of the two another --registration-name; or, to take them over (as after \
+         a change of --url or --service), stop the other and run `gangplank serve --unregister --registration-name={name}`"
     )]
     Another {
         /// What they are called.

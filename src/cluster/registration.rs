@@ -6,44 +6,45 @@
 //! all the time), and which managers were undone lately.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    io,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{
-            MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
-        },
-        core::v1::ObjectReference,
+    api::admissionregistration::v1::{
+        MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
     },
     apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
 };
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
-use super::{ClusterError, chain};
+use super::ClusterError;
 use crate::{
     metrics::Metrics,
     policy::Tolerated,
     text::hash,
     webhook::{
         drift::{self, Difference},
-        registration::{Configurations, FIELD_MANAGER, Reach},
+        registration::{Configurations, FIELD_MANAGER},
     },
 };
 
+mod brake;
 mod changes;
+mod install;
+mod telling;
 
+use brake::{BRAKE, Memory, WINDOW};
 pub use changes::{Versions, follow};
+pub use install::instance;
+use install::{Refusals, are_of};
+use telling::Teller;
+pub use telling::{Drift, State};
 
 /// Who makes the webhook configurations, before anything stands in them.
 const CREATOR: &str = "gangplank-create";
@@ -57,36 +58,17 @@ const CONTENT: &str = "gangplank.dev/content";
 /// When and whose changes were undone.
 const UNDONE: &str = "gangplank.dev/undone";
 
-/// How often changes by one manager are undone within [`BRAKE_WINDOW`]; what it changes then is left and
-/// reported.
-const BRAKE: usize = 3;
-
-/// See [`BRAKE`].
-const BRAKE_WINDOW: SignedDuration = SignedDuration::from_mins(10);
-
 /// Whoever changed a field where the managed fields do not say.
 const UNKNOWN: &str = "unknown";
 
 /// A whole configuration, where it is not about its entries.
 pub const CONFIGURATION: &str = "configuration";
 
-/// How many of the latest changes that were undone are shown.
-const SHOWN: usize = 5;
+/// The labels, annotations and owners of a configuration that we want.
+pub const METADATA: &str = "metadata";
 
-/// How long the URL of another instance may take to answer.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
-
-/// How the instance of a process with a URL begins.
-const URL: &str = "url ";
-
-/// How many changes that were undone are remembered.
-const REMEMBERED: usize = 32;
-
-/// Characters of an Event's note (k8s.io/api events/v1: 1 kB).
-const NOTE: usize = 1000;
-
-/// How long the API server may take for an Event.
-const EVENT_LIMIT: Duration = Duration::from_secs(2);
+/// How long what another replica wrote is left before it is our turn.
+const TURN: SignedDuration = SignedDuration::from_secs(10);
 
 /// One of the two configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -202,17 +184,6 @@ pub async fn register(
     Ok(())
 }
 
-/// Which install a process belongs to, by how it is reached: that is the same for all of its replicas,
-/// and for those of its next version.
-pub fn instance(reach: &Reach) -> String {
-    match reach {
-        Reach::Url(url) => format!("{URL}{url}"),
-        Reach::Service {
-            namespace, name, ..
-        } => format!("service {namespace}/{name}"),
-    }
-}
-
 /// Why the configurations are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -222,58 +193,32 @@ pub enum Cause {
     Changed,
 }
 
-/// Something that others changed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Drift {
-    /// Of which configuration.
-    pub side: Side,
-    /// The entry and its field, or [`CONFIGURATION`] for all of it.
-    pub difference: Difference,
-    /// Who wrote it, as the managed fields say.
-    pub manager: String,
-}
-
-impl std::fmt::Display for Drift {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Difference { entry, field } = &self.difference;
-        write!(f, "{} ", self.side.as_str())?;
-        if !entry.is_empty() {
-            write!(f, "{} ", entry.escape_debug())?;
-        }
-        write!(f, "{field}, by {:?}", self.manager)
-    }
-}
-
-/// How the configurations are after a look.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// What others changed, and is left so.
-    pub left: BTreeSet<Drift>,
-    /// Configuration, entry and expression of what others added and may add.
-    pub tolerated: BTreeSet<(Side, String, String)>,
-    /// Configuration and name of entries that are not ours.
-    pub foreign: BTreeSet<(Side, String)>,
-    /// When some of what is left may be put right.
-    pub again: Option<Timestamp>,
-}
-
 /// Keeps the webhook configurations.
 pub struct Upkeep {
     client: Client,
-    recorder: Recorder,
-    metrics: Arc<Metrics>,
+    teller: Teller,
     /// None: whoever's they are.
     instance: Option<String>,
     /// The versions that were looked at.
     versions: Versions,
     /// When a configuration that had gone was made again.
     made: BTreeMap<Side, Vec<Timestamp>>,
-    /// What was put right last.
-    undone: VecDeque<(Timestamp, Drift)>,
-    /// How they were, when that was told.
-    told: State,
-    /// The other install that was told of.
-    other: Option<String>,
+    /// What of ours was there last: a hash.
+    held: BTreeMap<Side, String>,
+    /// Until when what another replica wrote is left.
+    turns: BTreeMap<Side, Timestamp>,
+    /// Whose changes were undone.
+    memory: Memory,
+    /// How another install answers.
+    refusals: Refusals,
+}
+
+/// What of a configuration is not as it is wanted.
+struct Look {
+    /// What others changed.
+    drift: BTreeSet<Drift>,
+    /// Whether there is anything else: we want something else than before.
+    stale: bool,
 }
 
 /// A configuration to write.
@@ -285,24 +230,33 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Whether somebody changed what we say of the whole.
-    fn lacks(&self, there: &ObjectMeta) -> bool {
-        let holds = |there: &Option<BTreeMap<String, String>>,
-                     wanted: &Option<BTreeMap<String, String>>| {
-            let mut wanted = wanted.iter().flatten();
-            wanted
-                .all(|(key, value)| there.as_ref().and_then(|there| there.get(key)) == Some(value))
+    /// Which labels, annotations and owners are not as they are wanted: the path of each in the managed
+    /// fields.
+    fn lacking(&self, there: &ObjectMeta) -> Vec<[String; 2]> {
+        type Texts = Option<BTreeMap<String, String>>;
+        let texts = |member: &'static str, there: &Texts, wanted: &Texts| -> Vec<[String; 2]> {
+            let there = there.clone().unwrap_or_default();
+            let wanted = wanted.iter().flatten();
+            let lacking = wanted.filter(|(key, value)| there.get(*key) != Some(value));
+            let paths = lacking.map(|(key, _)| [member.to_owned(), format!("f:{key}")]);
+            paths.collect()
         };
+        let mut paths = texts("f:labels", &there.labels, &self.metadata.labels);
+        let (here, wanted) = (&there.annotations, &self.metadata.annotations);
+        paths.extend(texts("f:annotations", here, wanted));
         let owners = there.owner_references.as_deref().unwrap_or_default();
-        let mut wanted = self.metadata.owner_references.iter().flatten();
-        !(holds(&there.labels, &self.metadata.labels)
-            && holds(&there.annotations, &self.metadata.annotations)
-            && wanted.all(|owner| owners.contains(owner)))
+        let wanted = self.metadata.owner_references.iter().flatten();
+        let wanted = wanted.filter(|owner| !owners.contains(owner));
+        paths.extend(wanted.map(|owner| {
+            let key = format!("k:{}", json!({"uid": owner.uid}));
+            ["f:ownerReferences".to_owned(), key]
+        }));
+        paths
     }
 
     /// The object to write in the place of another.
     fn over(&self, seen: &DynamicObject, webhooks: Vec<Value>) -> DynamicObject {
-        let mut object = seen.clone();
+        let mut object = Self::with_webhooks(seen, webhooks);
         let meta = &mut object.metadata;
         let labels = self.metadata.labels.clone().unwrap_or_default();
         meta.labels.get_or_insert_default().extend(labels);
@@ -313,6 +267,12 @@ impl Wanted {
             owners.retain(|other| (&other.kind, &other.name) != (&owner.kind, &owner.name));
             owners.push(owner.clone());
         }
+        object
+    }
+
+    /// The object to write in the place of another, with its metadata.
+    fn with_webhooks(seen: &DynamicObject, webhooks: Vec<Value>) -> DynamicObject {
+        let mut object = seen.clone();
         if !object.data.is_object() {
             object.data = json!({});
         }
@@ -326,20 +286,16 @@ impl Wanted {
 impl Upkeep {
     /// Keeps the configurations of an install ([`instance`]).
     pub fn new(client: &Client, metrics: Arc<Metrics>, instance: Option<String>) -> Self {
-        let reporter = Reporter {
-            controller: "gangplank.dev/registration".to_owned(),
-            instance: None,
-        };
         Self {
             client: client.clone(),
-            recorder: Recorder::new(client.clone(), reporter),
-            metrics,
+            teller: Teller::new(client, metrics),
             instance,
             versions: Versions::new(),
             made: BTreeMap::new(),
-            undone: VecDeque::new(),
-            told: State::default(),
-            other: None,
+            held: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            memory: Memory::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -352,25 +308,12 @@ impl Upkeep {
 
     /// Lines about what others changed, for people.
     pub fn describe(&self) -> Vec<String> {
-        let again = self.told.again.map_or(String::new(), |again| {
-            format!("; undone {BRAKE} times in 10 minutes, and not before {again:.0} again")
-        });
-        let left = self.told.left.iter();
-        let left = left.map(|drift| format!("left as others changed it: {drift}{again}"));
-        let undone = self.undone.iter().rev();
-        let undone = undone.map(|(at, drift)| format!("put right at {at:.0}: {drift}"));
-        let tolerated = self.told.tolerated.iter().map(|(side, entry, expression)| {
-            let expression = expression.escape_debug();
-            format!(
-                "tolerated: {} {entry} namespaceSelector {expression}",
-                side.as_str()
-            )
-        });
-        let foreign = self.told.foreign.iter().map(|(side, entry)| {
-            let entry = entry.escape_debug();
-            format!("not ours and left alone: {} {entry}", side.as_str())
-        });
-        left.chain(undone).chain(tolerated).chain(foreign).collect()
+        self.teller.describe()
+    }
+
+    /// Publishes the Events of the last look. It takes 2 s at most.
+    pub async fn publish(&mut self) {
+        self.teller.publish().await;
     }
 
     /// Writes what is not as it is wanted, but for what a manager changes again and again.
@@ -396,7 +339,7 @@ impl Upkeep {
                 None => self.make(&wanted, cause, &mut state).await?,
             }
         }
-        self.tell(&state, seen).await;
+        self.teller.tell(&state, seen);
         Ok(state)
     }
 
@@ -439,21 +382,21 @@ impl Upkeep {
         };
         let other = seen.objects.iter().find_map(|(side, object)| {
             let theirs = annotation(object, INSTANCE)?;
-            (theirs != ours).then(|| (*side, object, theirs.to_owned()))
+            let clients = seen.clients.iter().map(|(_, client)| client);
+            (theirs != ours && are_of(theirs, &ours, clients))
+                .then(|| (*side, object, theirs.to_owned()))
         });
         let Some((side, object, theirs)) = other else {
-            self.metrics.registration_of_another(false);
-            self.other = None;
+            self.teller.no_other();
             return Ok(());
         };
-        if is_gone(&theirs, &ours).await {
+        if self.refusals.is_gone(&theirs, &ours).await {
             tracing::warn!(
                 theirs,
                 ours,
                 "nobody listens any more where the webhook configurations send: taking them over"
             );
-            self.metrics.registration_of_another(false);
-            self.other = None;
+            self.teller.no_other();
             return Ok(());
         }
         let error = ClusterError::Another {
@@ -461,19 +404,68 @@ impl Upkeep {
             ours,
             theirs: theirs.clone(),
         };
-        self.metrics.registration_of_another(true);
-        // What is there is not ours to tell of.
-        self.told = State::default();
-        self.metrics.registration_drift(std::iter::empty());
         for (side, object) in &seen.objects {
             self.versions.insert(*side, object.resource_version());
         }
-        if self.other.as_ref() != Some(&theirs) {
-            self.other = Some(theirs);
-            self.event("AnotherInstall", side, object, &error.to_string())
-                .await;
-        }
+        self.held.clear();
+        let note = error.to_string();
+        self.teller.another(&theirs, side, object, &note);
         Err(error)
+    }
+
+    /// Finds what of a configuration is not as it is wanted, and who changed it.
+    fn look(
+        &self,
+        wanted: &Wanted,
+        object: &DynamicObject,
+        tolerated: &[Tolerated],
+        state: &mut State,
+    ) -> Look {
+        let side = wanted.side;
+        let by_us = annotation(object, CONTENT) == Some(&wanted.content);
+        let by_replica = !by_us && is_of_replica(object, self.instance.as_deref());
+        let was_ours = by_us || self.held.get(&side) == Some(&wanted.content);
+        let comparison = drift::compare(entries(object), &wanted.webhooks, tolerated);
+        let foreign = comparison.foreign.into_iter();
+        state.foreign.extend(foreign.map(|entry| (side, entry)));
+        let allowed = comparison.tolerated.into_iter();
+        let allowed = allowed.map(|(entry, text)| (side, entry, text));
+        state.tolerated.extend(allowed);
+        let mut lacking = wanted.lacking(&object.metadata);
+        if by_replica {
+            // That it wanted something else is no difference by itself.
+            let content = format!("f:{CONTENT}");
+            lacking.retain(|[_, key]| *key != content);
+        }
+        let mut differences = comparison.differences;
+        if !lacking.is_empty() {
+            differences.insert(Difference {
+                entry: String::new(),
+                field: METADATA,
+            });
+        }
+        let mut look = Look {
+            drift: BTreeSet::new(),
+            stale: false,
+        };
+        for difference in differences {
+            let manager = match writer(object, &difference, &lacking) {
+                Some(manager) => manager,
+                // Most likely it is we who want something else now.
+                None if !was_ours => {
+                    look.stale = true;
+                    continue;
+                }
+                None if by_replica => FIELD_MANAGER,
+                None => UNKNOWN,
+            };
+            look.drift.insert(Drift {
+                side,
+                manager: manager.to_owned(),
+                difference,
+            });
+        }
+        look
     }
 
     /// Puts right what is there.
@@ -486,66 +478,61 @@ impl Upkeep {
         state: &mut State,
     ) -> Result<(), ClusterError> {
         let side = wanted.side;
-        let by_us = annotation(object, CONTENT) == Some(&wanted.content);
-        if cause == Cause::Changed && !by_us && is_of_replica(object, self.instance.as_deref()) {
-            // A replica with another policy, or of another version, sees to it. At the next look it
-            // may be our turn; writing over each other at once would have no end.
-            self.versions.insert(side, object.resource_version());
+        let now = Timestamp::now();
+        let Look { drift, stale } = self.look(wanted, object, tolerated, state);
+        self.versions.insert(side, object.resource_version());
+        if drift.is_empty() && !stale {
+            self.held.insert(side, wanted.content.clone());
+            self.turns.remove(&side);
             return Ok(());
         }
-        let now = Timestamp::now();
-        let seen = entries(object);
-        let comparison = drift::compare(seen, &wanted.webhooks, tolerated);
-        let mut undone = remembered(object, now);
-        let (mut kept, mut drift) = (BTreeSet::new(), BTreeSet::new());
-        for difference in comparison.differences {
-            let manager = match writer(object, &difference) {
-                Some(manager) => manager.to_owned(),
-                None if by_us => UNKNOWN.to_owned(),
-                // Most likely it is we who want something else now.
-                None => continue,
-            };
-            let times: Vec<Timestamp> = undone
-                .iter()
-                .filter(|(_, other)| *other == manager)
-                .map(|(at, _)| *at)
-                .collect();
-            let one = Drift {
-                side,
-                difference,
-                manager,
-            };
-            if by_us && times.len() >= BRAKE {
-                let again = times.iter().min().map(|first| *first + BRAKE_WINDOW);
-                state.again = state.again.into_iter().chain(again).min();
-                kept.insert(one.difference.clone());
-                state.left.insert(one);
-            } else {
-                drift.insert(one);
+        let listed = annotation(object, UNDONE);
+        let mut undone = self.memory.undone(side, listed, now);
+        let of_replica = |one: &Drift| one.manager == FIELD_MANAGER;
+        if cause == Cause::Changed && drift.iter().any(of_replica) {
+            // A replica with another policy, or of another version, sees to it. Writing over each other
+            // at once would have no end.
+            let turn = *self.turns.entry(side).or_insert(now + TURN);
+            let until = undone.left_until(FIELD_MANAGER).max(Some(turn));
+            if until > Some(now) {
+                let theirs = drift.into_iter().filter(of_replica);
+                state.left.extend(theirs.map(|one| (one, until)));
+                return Ok(());
             }
         }
-        state
-            .foreign
-            .extend(comparison.foreign.into_iter().map(|entry| (side, entry)));
-        let allowed = comparison.tolerated.into_iter();
-        state
-            .tolerated
-            .extend(allowed.map(|(entry, text)| (side, entry, text)));
-        if by_us && drift.is_empty() && !wanted.lacks(&object.metadata) {
-            self.versions.insert(side, object.resource_version());
+        let (mut kept, mut undo) = (BTreeSet::new(), BTreeSet::new());
+        for one in drift {
+            let until = undone.left_until(&one.manager);
+            // Of replicas the last has to win, so that they are not left: it is our turn.
+            if until.is_some() && !of_replica(&one) {
+                kept.insert(one.difference.clone());
+                state.left.insert(one, until);
+            } else {
+                undo.insert(one);
+            }
+        }
+        if undo.is_empty() && !stale {
             return Ok(());
         }
-        let webhooks = drift::merge(seen, &wanted.webhooks, tolerated, &kept);
-        let mut over = wanted.over(object, webhooks);
-        if !drift.is_empty() {
-            let managers: BTreeSet<&String> = drift.iter().map(|one| &one.manager).collect();
-            undone.extend(managers.into_iter().map(|manager| (now, manager.clone())));
-            let text = json!(undone).to_string();
-            over.annotations_mut().insert(UNDONE.to_owned(), text);
+        let webhooks = drift::merge(entries(object), &wanted.webhooks, tolerated, &kept);
+        let mut over = if kept.iter().any(|one| one.field == METADATA) {
+            Wanted::with_webhooks(object, webhooks)
+        } else {
+            wanted.over(object, webhooks)
+        };
+        if !undo.is_empty() {
+            for one in &undo {
+                undone.add(&one.manager, now);
+            }
+            over.annotations_mut()
+                .insert(UNDONE.to_owned(), undone.text());
         }
         let written = self.replace(side, &over).await?;
-        for one in drift {
-            self.put_right(now, one, &written).await;
+        self.held.insert(side, wanted.content.clone());
+        self.turns.remove(&side);
+        for one in undo {
+            self.memory.note(side, &one.manager, now);
+            self.teller.put_right(now, one, &written);
         }
         Ok(())
     }
@@ -570,11 +557,11 @@ impl Upkeep {
             manager: UNKNOWN.to_owned(),
         };
         let made = self.made.entry(side).or_default();
-        made.retain(|at| now.duration_since(*at) < BRAKE_WINDOW);
+        made.retain(|at| now.duration_since(*at) < WINDOW);
         if cause == Cause::Changed && made.len() >= BRAKE {
             // Not at once any more, but at the next look.
             self.versions.insert(side, None);
-            state.left.insert(one);
+            state.left.insert(one, None);
             return Ok(());
         }
         let name = wanted.metadata.name.clone().unwrap_or_default();
@@ -600,9 +587,10 @@ impl Upkeep {
         }
         let over = wanted.over(&created, wanted.webhooks.clone());
         let written = self.replace(side, &over).await?;
+        self.held.insert(side, wanted.content.clone());
         if gone {
             self.made.entry(side).or_default().push(now);
-            self.put_right(now, one, &written).await;
+            self.teller.put_right(now, one, &written);
         }
         Ok(())
     }
@@ -631,86 +619,29 @@ impl Upkeep {
         self.versions.insert(side, written.resource_version());
         Ok(written)
     }
-
-    /// Tells of something that others changed, and that is right again.
-    async fn put_right(&mut self, at: Timestamp, drift: Drift, object: &DynamicObject) {
-        let (side, field) = (drift.side, drift.difference.field);
-        self.metrics.registration_undone(side.as_str(), field);
-        tracing::warn!("put right what others changed in the webhook configurations: {drift}");
-        let note = format!("put right: {drift}");
-        self.event("DriftPutRight", side, object, &note).await;
-        self.undone.push_back((at, drift));
-        if self.undone.len() > SHOWN {
-            self.undone.pop_front();
-        }
-    }
-
-    /// Tells of what stays different, once.
-    async fn tell(&mut self, state: &State, seen: &Registered) {
-        let left = state.left.iter();
-        let left = left.map(|one| (one.side.as_str(), one.difference.field, "left"));
-        let tolerated = state.tolerated.iter();
-        let tolerated =
-            tolerated.map(|(side, ..)| (side.as_str(), "namespaceSelector", "tolerated"));
-        let foreign = state.foreign.iter();
-        let foreign = foreign.map(|(side, _)| (side.as_str(), drift::ENTRY, "foreign"));
-        self.metrics
-            .registration_drift(left.chain(tolerated).chain(foreign));
-        for one in state.left.difference(&self.told.left) {
-            tracing::error!("left what others changed in the webhook configurations: {one}");
-            if let Some(object) = seen.objects.get(&one.side) {
-                let note = format!("undone {BRAKE} times in 10 minutes, and left for now: {one}");
-                self.event("DriftLeft", one.side, object, &note).await;
-            }
-        }
-        for (side, entry, expression) in state.tolerated.difference(&self.told.tolerated) {
-            let side = side.as_str();
-            tracing::info!(side, entry, expression, "tolerated in a namespaceSelector");
-        }
-        for (side, entry) in state.foreign.difference(&self.told.foreign) {
-            tracing::warn!(side = side.as_str(), entry, "an entry that is not ours");
-            if let Some(object) = seen.objects.get(side) {
-                let note = format!("{entry:?} is not an entry of Gangplank's; it is left alone");
-                self.event("ForeignEntry", *side, object, &note).await;
-            }
-        }
-        self.told = state.clone();
-    }
-
-    async fn event(&self, reason: &str, side: Side, object: &DynamicObject, note: &str) {
-        let resource = side.resource();
-        let reference = ObjectReference {
-            api_version: Some(resource.api_version),
-            kind: Some(resource.kind),
-            name: object.metadata.name.clone(),
-            uid: object.metadata.uid.clone(),
-            resource_version: object.metadata.resource_version.clone(),
-            ..ObjectReference::default()
-        };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(NOTE).collect()),
-            action: "Register".to_owned(),
-            secondary: None,
-        };
-        let publish = self.recorder.publish(&event, &reference);
-        // What is written matters more than who hears of it.
-        match tokio::time::timeout(EVENT_LIMIT, publish).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!("cannot publish an event: {}", chain(&error)),
-            Err(_) => tracing::debug!("cannot publish an event: no answer in time"),
-        }
-    }
 }
 
-/// Who else wrote what is different, by the managed fields.
-fn writer<'o>(object: &'o DynamicObject, difference: &Difference) -> Option<&'o str> {
+/// Who else wrote what is different, by the managed fields. Of the metadata it is what is `lacking`.
+fn writer<'o>(
+    object: &'o DynamicObject,
+    difference: &Difference,
+    lacking: &[[String; 2]],
+) -> Option<&'o str> {
     let managed = object.managed_fields().iter().filter_map(|entry| {
         let fields = &entry.fields_v1.as_ref()?.0;
         Some((entry.manager.as_deref()?, entry.time.as_ref(), fields))
     });
-    drift::writer(managed, difference, &[FIELD_MANAGER, CREATOR])
+    let holds = |fields: &Value| {
+        if difference.field != METADATA {
+            return drift::holds(fields, difference);
+        }
+        let metadata = fields.get("f:metadata");
+        lacking.iter().any(|[member, key]| {
+            let member = metadata.and_then(|metadata| metadata.get(member));
+            member.is_some_and(|member| member.get(key).is_some())
+        })
+    };
+    drift::writer(managed, holds, &[FIELD_MANAGER, CREATOR])
 }
 
 /// Whether a replica of our own install wrote last, wanting something else.
@@ -726,35 +657,6 @@ fn is_of_replica(object: &DynamicObject, instance: Option<&str>) -> bool {
     annotation(object, CONTENT).is_some()
         && annotation(object, INSTANCE) == instance
         && object.managed_fields().iter().any(owned)
-}
-
-/// Whose changes were undone lately, and when.
-fn remembered(object: &DynamicObject, now: Timestamp) -> Vec<(Timestamp, String)> {
-    let text = annotation(object, UNDONE).unwrap_or("[]");
-    let mut all: Vec<(Timestamp, String)> = serde_json::from_str(text).unwrap_or_default();
-    // The clocks of two machines differ a little; a time far ahead is nobody's.
-    all.retain(|(at, _)| now.duration_since(*at).abs() < BRAKE_WINDOW);
-    let surplus = all.len().saturating_sub(REMEMBERED);
-    all.drain(..surplus);
-    all
-}
-
-/// Whether nobody listens any more at the URL of another instance. Where that cannot be known, as of a
-/// Service, it is taken to be there.
-async fn is_gone(theirs: &str, ours: &str) -> bool {
-    let (Some(url), true) = (theirs.strip_prefix(URL), ours.starts_with(URL)) else {
-        return false;
-    };
-    let Ok(uri) = url.parse::<axum::http::Uri>() else {
-        return false;
-    };
-    let Some(host) = uri.host() else {
-        return false;
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let connect = TcpStream::connect((host, uri.port_u16().unwrap_or(443)));
-    let answer = tokio::time::timeout(PROBE_LIMIT, connect).await;
-    matches!(answer, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Removes the webhook configurations; the one that blocks writes first. True where there was one.

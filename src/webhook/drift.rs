@@ -341,29 +341,31 @@ fn selected(seen: &Value, wanted: Option<&Value>, tolerated: &[Tolerated]) -> Va
     selector
 }
 
-/// Who besides `ours` wrote a field of an entry last, by the managed fields: each manager, when it wrote,
-/// and its fields (`FieldsV1`). None where none of them has it.
-pub fn writer<'m, T: Ord>(
-    managed: impl Iterator<Item = (&'m str, T, &'m Value)>,
-    difference: &Difference,
-    ours: &[&str],
-) -> Option<&'m str> {
+/// Whether fields of a manager (`FieldsV1`) hold what is different.
+pub fn holds(fields: &Value, difference: &Difference) -> bool {
     let key = format!("k:{}", json!({"name": difference.entry}));
     let field = format!("f:{}", difference.field);
-    let holds = |fields: &Value| {
-        let entry = fields.get("f:webhooks").and_then(|all| all.get(&key));
-        match difference.field {
-            ENTRY => entry.is_some(),
-            ORDER => false,
-            OTHER => entry.and_then(Value::as_object).is_some_and(|entry| {
-                entry.keys().any(|key| {
-                    key.strip_prefix("f:")
-                        .is_some_and(|key| key != "name" && !FIELDS.contains(&key))
-                })
-            }),
-            _ => entry.is_some_and(|entry| entry.get(&field).is_some()),
-        }
-    };
+    let entry = fields.get("f:webhooks").and_then(|all| all.get(&key));
+    match difference.field {
+        ENTRY => entry.is_some(),
+        ORDER => false,
+        OTHER => entry.and_then(Value::as_object).is_some_and(|entry| {
+            entry.keys().any(|key| {
+                key.strip_prefix("f:")
+                    .is_some_and(|key| key != "name" && !FIELDS.contains(&key))
+            })
+        }),
+        _ => entry.is_some_and(|entry| entry.get(&field).is_some()),
+    }
+}
+
+/// Who besides `ours` wrote something last, by the managed fields: each manager, when it wrote, and its
+/// fields (`FieldsV1`). None where none of them holds it.
+pub fn writer<'m, T: Ord>(
+    managed: impl Iterator<Item = (&'m str, T, &'m Value)>,
+    holds: impl Fn(&Value) -> bool,
+    ours: &[&str],
+) -> Option<&'m str> {
     managed
         .filter(|(manager, _, fields)| !ours.contains(manager) && holds(fields))
         .max_by(|(_, one, _), (_, other, _)| one.cmp(other))
@@ -606,14 +608,18 @@ mod tests {
             entry: "a.gangplank.dev".to_owned(),
             field: "rules",
         };
-        assert_eq!(
-            writer(managed.into_iter(), &rules, &["gangplank"]),
-            Some("new")
-        );
+        let last = |difference: &Difference| {
+            writer(
+                managed.into_iter(),
+                |fields| holds(fields, difference),
+                &["gangplank"],
+            )
+        };
+        assert_eq!(last(&rules), Some("new"));
         let order = Difference {
             entry: String::new(),
             field: ORDER,
         };
-        assert_eq!(writer(managed.into_iter(), &order, &["gangplank"]), None);
+        assert_eq!(last(&order), None);
     }
 }

@@ -493,13 +493,29 @@ fn two_installs_of_one_name_notice_each_other() -> Result<()> {
         "gangplank_registration_of_another_install 0",
     )?;
 
-    // Of a Service nobody knows that it is gone: it is told, and left.
-    let theirs = "gangplank.dev/instance=service other/gangplank";
+    // An annotation alone makes them nobody else's.
+    let annotation = "/metadata/annotations/gangplank.dev~1instance";
+    let forged = json!([{"op": "replace", "path": annotation, "value": "service other/gangplank"}]);
+    patch(&cluster, VALIDATING, "forger", &forged)?;
+    said(&second, "/readyz?verbose", "metadata, by \"forger\"")?;
+    said(&second, "/readyz?verbose", "webhook configurations: ok")?;
+    let held = cluster.kubectl().get(VALIDATING)?;
+    let instance = &held["metadata"]["annotations"]["gangplank.dev/instance"];
+    assert_eq!(instance, &json!(format!("url https://{ours}")));
+
+    // Entries that ask a Service do. Of a Service nobody knows that it is gone: it is told, and left.
+    second.kill()?;
     for object in [VALIDATING, MUTATING] {
-        let annotate = ["annotate", "--overwrite", object, theirs];
-        cluster.kubectl().run(&annotate, None)?.success()?;
+        let service = json!({"service": {"namespace": "other", "name": "gangplank"}});
+        let elsewhere = (0..webhooks(&cluster, object)?.len()).map(|index| {
+            let path = format!("/webhooks/{index}/clientConfig");
+            json!({"op": "replace", "path": path, "value": service})
+        });
+        let changes = [forged[0].clone()].into_iter().chain(elsewhere).collect();
+        patch(&cluster, object, "other", &changes)?;
     }
-    said(&second, "/readyz?verbose", "service other/gangplank")?;
+    let third = Gangplank::launch(Path::new(BINARY), &args, &[])?;
+    said(&third, "/readyz?verbose", "service other/gangplank")?;
     let dry = json!([{"op": "replace", "path": "/webhooks/0/timeoutSeconds", "value": 1}]);
     patch(&cluster, VALIDATING, "other", &dry)?;
     let generation = generation(&cluster, VALIDATING)?;
@@ -509,7 +525,110 @@ fn two_installs_of_one_name_notice_each_other() -> Result<()> {
         assert_eq!(self::generation(&cluster, VALIDATING)?, generation);
         cluster.kubectl().run(&annotate, None)?.success()?;
     }
-    said(&second, "/readyz?verbose", "webhook configurations: ok")?;
+    said(&third, "/readyz?verbose", "webhook configurations: ok")?;
+    Ok(())
+}
+
+#[test]
+fn what_is_replaced_again_and_again_is_left_whoever_it_says_wrote_it() -> Result<()> {
+    let cluster = cluster()?;
+    let gangplank = start(&cluster, &[RARELY])?;
+    let before = webhooks(&cluster, VALIDATING)?;
+    let at = blocking(&before)?;
+    // All that says what we wrote, and what was undone, goes with the object.
+    let mut forged = cluster.kubectl().get(VALIDATING)?;
+    forged["webhooks"][at]["objectSelector"] = json!({"matchLabels": {"asked": "yes"}});
+    forged["metadata"]["annotations"]["gangplank.dev/content"] = json!("forged");
+    let metadata = forged["metadata"].as_object_mut().context("metadata")?;
+    for member in ["resourceVersion", "uid", "managedFields", "generation"] {
+        metadata.remove(member);
+    }
+    let replace = || {
+        let args = ["replace", "--filename=-", "--field-manager=restorer"];
+        let answer = cluster.kubectl().run(&args, Some(&forged.to_string()))?;
+        answer.success().map(drop)
+    };
+    for _ in 0..3 {
+        replace()?;
+        eventually("it is undone", SOON, || {
+            (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
+        })
+        .with_context(|| gangplank.log())?;
+    }
+    replace()?;
+    for field in ["objectSelector", "metadata"] {
+        let left = format!("{field}, by \"restorer\"; undone 3 times");
+        said(&gangplank, "/readyz?verbose", &left)?;
+    }
+    said(&gangplank, "/metrics", "gangplank_webhooks_registered 0")?;
+    let kind = "ValidatingWebhookConfiguration";
+    event(&cluster, "DriftLeft", kind, &["objectSelector", "restorer"])?;
+    assert_eq!(json!(webhooks(&cluster, VALIDATING)?), forged["webhooks"]);
+    Ok(())
+}
+
+#[test]
+fn what_is_written_in_the_name_of_a_replica_is_told_and_put_right_soon() -> Result<()> {
+    let cluster = cluster()?;
+    let gangplank = start(&cluster, &[RARELY])?;
+    let before = webhooks(&cluster, VALIDATING)?;
+    let at = blocking(&before)?;
+    let forged = json!([
+        {"op": "replace", "path": "/metadata/annotations/gangplank.dev~1content", "value": "newer"},
+        {"op": "add", "path": format!("/webhooks/{at}/objectSelector"),
+            "value": {"matchLabels": {"asked": "yes"}}},
+    ]);
+    patch(&cluster, VALIDATING, "gangplank", &forged)?;
+    eventually("it is undone", SOON, || {
+        (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
+    })
+    .with_context(|| gangplank.log())?;
+    said(&gangplank, "/readyz?verbose", "webhook configurations: ok")?;
+    let kind = "ValidatingWebhookConfiguration";
+    let told = "objectSelector, by \"gangplank\"";
+    let name = "another replica wrote it, or somebody in its name";
+    event(&cluster, "DriftLeft", kind, &[told, name])?;
+    event(&cluster, "DriftPutRight", kind, &[told])?;
+    Ok(())
+}
+
+#[test]
+fn metadata_is_put_right_and_left_like_entries() -> Result<()> {
+    let cluster = cluster()?;
+    let gangplank = start(&cluster, &[RARELY])?;
+    let before = webhooks(&cluster, MUTATING)?;
+    let label = || -> Result<Value> {
+        let held = cluster.kubectl().get(MUTATING)?;
+        Ok(held["metadata"]["labels"]["app.kubernetes.io/name"].clone())
+    };
+    let path = "/metadata/labels/app.kubernetes.io~1name";
+    let change = json!([{"op": "replace", "path": path, "value": "other"}]);
+    for _ in 0..3 {
+        patch(&cluster, MUTATING, "labeller", &change)?;
+        eventually("it is undone", SOON, || {
+            (label().ok()? == "gangplank").then_some(())
+        })?;
+    }
+    let told = "metadata, by \"labeller\"";
+    let kind = "MutatingWebhookConfiguration";
+    event(&cluster, "DriftPutRight", kind, &[told])?;
+    let counted = "gangplank_registration_drift_put_right_total{configuration=\"mutating\",field=\"metadata\"} 3";
+    said(&gangplank, "/metrics", counted)?;
+    patch(&cluster, MUTATING, "labeller", &change)?;
+    let left = format!("{told}; undone 3 times");
+    said(&gangplank, "/readyz?verbose", &left)?;
+    event(&cluster, "DriftLeft", kind, &[told])?;
+
+    // Others are undone all the same, and what is left stays.
+    let once = json!([
+        {"op": "replace", "path": "/webhooks/0/reinvocationPolicy", "value": "Never"},
+    ]);
+    patch(&cluster, MUTATING, "once", &once)?;
+    eventually("the other is undone", SOON, || {
+        (webhooks(&cluster, MUTATING).ok()? == before).then_some(())
+    })?;
+    assert_eq!(label()?, "other");
+    said(&gangplank, "/readyz?verbose", &left)?;
     Ok(())
 }
 
@@ -530,16 +649,31 @@ fn replicas_with_different_policies_do_not_write_over_each_other() -> Result<()>
     )?;
     let before = webhooks(&cluster, VALIDATING)?;
     ensure!(blocking(&before).is_err(), "the newer one's are there");
+    let kind = "ValidatingWebhookConfiguration";
+    let told = "by \"gangplank\"; another replica wrote it";
+    event(&cluster, "DriftLeft", kind, &[told])?;
+    // They take turns, and then no more of them than the period gives.
+    eventually("they took three turns", SOON, || {
+        let held = cluster.kubectl().get(VALIDATING).ok()?;
+        let undone = &held["metadata"]["annotations"]["gangplank.dev/undone"];
+        let times = undone.as_str()?.matches("\"gangplank\"").count();
+        (times == 3).then_some(())
+    })
+    .with_context(|| older.log() + &newer.log())?;
+    said(&older, "/readyz?verbose", "webhook configurations: ok")?;
+    said(
+        &newer,
+        "/readyz?verbose",
+        "by \"gangplank\"; another replica wrote it",
+    )?;
+    let before = webhooks(&cluster, VALIDATING)?;
     let generation = generation(&cluster, VALIDATING)?;
     let hasty = json!([{"op": "replace", "path": "/webhooks/0/timeoutSeconds", "value": 1}]);
     patch(&cluster, VALIDATING, "other", &hasty)?;
     eventually("it is undone", SOON, || {
         (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
     })?;
-    said(&newer, "/readyz?verbose", "timeoutSeconds, by \"other\"")?;
+    said(&older, "/readyz?verbose", "timeoutSeconds, by \"other\"")?;
     assert_eq!(self::generation(&cluster, VALIDATING)?, generation + 2);
-    for gangplank in [&older, &newer] {
-        said(gangplank, "/readyz?verbose", "webhook configurations: ok")?;
-    }
     Ok(())
 }

@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// looks are no more.
 const CALM: Duration = Duration::from_millis(100);
 
+/// How often the configurations are written where somebody else wrote them in between.
+const ATTEMPTS: u32 = 5;
+
 /// Removes the webhook configurations.
 pub(super) async fn unregister(cluster: &ClusterArgs, name: &str) -> anyhow::Result<()> {
     let client = cluster.client().await?;
@@ -112,6 +115,11 @@ pub(super) async fn follow(
             Err(failure) => Err(failure.text().to_owned()),
         });
         health.registration_drift(upkeep.describe());
+        // What is written matters more than who hears of it.
+        tokio::select! {
+            () = upkeep.publish() => {}
+            () = until_stopped(stopped.clone()) => return,
+        }
         let pause = match &result {
             Ok(state) => {
                 if !announced {
@@ -128,14 +136,14 @@ pub(super) async fn follow(
                 backoff = BACKOFF;
                 complaint = None;
                 let again = state
-                    .again
+                    .again()
                     .map(|again| again.duration_since(Timestamp::now()));
                 let again = again.map(|left| Duration::try_from(left).unwrap_or_default() + CALM);
                 again.map_or(period, |again| again.min(period))
             }
             Err(failure) => {
                 // That somebody else has them may stay so for long.
-                if matches!(failure, Failure::Other(_))
+                if !matches!(failure, Failure::Another(_))
                     || complaint.as_deref() != Some(failure.text())
                 {
                     tracing::error!("{}; trying again in {backoff:?}", failure.text());
@@ -179,6 +187,8 @@ pub(super) async fn follow(
 enum Failure {
     /// They are another install's.
     Another(String),
+    /// Somebody else wrote them in between.
+    Overtaken(String),
     /// Anything else.
     Other(String),
 }
@@ -186,7 +196,7 @@ enum Failure {
 impl Failure {
     fn text(&self) -> &str {
         match self {
-            Self::Another(text) | Self::Other(text) => text,
+            Self::Another(text) | Self::Overtaken(text) | Self::Other(text) => text,
         }
     }
 }
@@ -196,12 +206,13 @@ impl From<ClusterError> for Failure {
         let text = cluster::chain(&error);
         match error {
             ClusterError::Another { .. } => Self::Another(text),
+            _ if error.is_conflict() => Self::Overtaken(text),
             _ => Self::Other(text),
         }
     }
 }
 
-/// Writes the webhook configurations once. Whatever somebody else wrote in between is looked at again.
+/// Writes the webhook configurations. Whatever somebody else wrote in between is looked at again.
 async fn write(
     client: &kube::Client,
     upkeep: &mut Upkeep,
@@ -209,26 +220,56 @@ async fn write(
     desk: &Desk,
     cause: Cause,
 ) -> Result<State, Failure> {
+    let mut pauses = pauses();
     loop {
-        let owner = match &standing.owner {
-            Some(name) => Some(cluster::owner(client, name).await?),
-            None => None,
-        };
-        let seen = cluster::registered(client, &standing.registration.name).await?;
-        let bundle = standing.trust.bundle(&seen).await;
-        let registration = Registration {
-            ca_bundle: bundle.map_err(Failure::Other)?,
-            owner,
-            ..standing.registration.clone()
-        };
-        let policy = desk.policy.load_full();
-        let wanted = registration.configurations(&policy);
-        match upkeep
-            .write(&wanted, &seen, policy.tolerated(), cause)
-            .await
-        {
-            Err(error) if error.is_conflict() => {}
-            result => return Ok(result?),
+        let result = write_once(client, upkeep, standing, desk, cause).await;
+        match (result, pauses.next()) {
+            (Err(Failure::Overtaken(_)), Some(pause)) => tokio::time::sleep(pause).await,
+            (result, _) => return result,
         }
+    }
+}
+
+/// The pauses after conflicts. They double, and then the conflict is a failure.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (1..ATTEMPTS).map(|attempt| CALM * 2_u32.pow(attempt - 1))
+}
+
+async fn write_once(
+    client: &kube::Client,
+    upkeep: &mut Upkeep,
+    standing: &Standing,
+    desk: &Desk,
+    cause: Cause,
+) -> Result<State, Failure> {
+    let owner = match &standing.owner {
+        Some(name) => Some(cluster::owner(client, name).await?),
+        None => None,
+    };
+    let seen = cluster::registered(client, &standing.registration.name).await?;
+    let bundle = standing.trust.bundle(&seen).await;
+    let registration = Registration {
+        ca_bundle: bundle.map_err(Failure::Other)?,
+        owner,
+        ..standing.registration.clone()
+    };
+    let policy = desk.policy.load_full();
+    let wanted = registration.configurations(&policy);
+    let tolerated = policy.tolerated();
+    Ok(upkeep.write(&wanted, &seen, tolerated, cause).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conflicts_are_tried_again_a_few_times_with_pauses() {
+        let pauses: Vec<u128> = pauses().map(|pause| pause.as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800]);
+        let conflict = ClusterError::Overtaken("configuration".to_owned());
+        assert!(matches!(Failure::from(conflict), Failure::Overtaken(_)));
+        // Most of the time that the API server has is left for its answers.
+        assert!(pauses.iter().sum::<u128>() < LIMIT.as_millis() / 5);
     }
 }
