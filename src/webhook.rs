@@ -211,7 +211,7 @@ async fn handle(
     endpoint: &'static str,
     door: Door,
     request: Request,
-    mut span: Span,
+    span: Span,
 ) -> (Response, Option<Span>) {
     let deadline = tokio::time::Instant::now() + time_given(request.uri().query());
     let connection = request.extensions().get::<Connection>().cloned();
@@ -225,34 +225,31 @@ async fn handle(
         Err(Unread::NoRoom) => Err(Unjudged::Shed(Shed::Bytes)),
         Err(Unread::Refused(refusal)) => Err(Unjudged::Refused(refusal)),
     };
-    let admitted = match admitted {
-        Ok(admitted) => admitted,
-        Err(unjudged) => {
-            let response = unjudged.answer(desk, endpoint, complete, Some(&mut span));
-            return (response, Some(span));
+    let (mut span, answered) = match admitted {
+        Ok(admitted) => {
+            let work = Work {
+                desk: Arc::clone(desk),
+                endpoint,
+                door,
+                body: admitted.body,
+                _held: admitted.held,
+                complete,
+                policy: desk.policy.load_full(),
+                facts: desk.facts.load_full(),
+                now: (desk.clock)(),
+                may_ask: desk.access.is_some(),
+                span,
+            };
+            judge(work, admitted.size, deadline).await
         }
+        Err(unjudged) => (Some(span), Err(unjudged)),
     };
-    let work = Work {
-        desk: Arc::clone(desk),
-        endpoint,
-        door,
-        body: admitted.body,
-        _held: admitted.held,
-        complete,
-        policy: desk.policy.load_full(),
-        facts: desk.facts.load_full(),
-        now: (desk.clock)(),
-        may_ask: desk.access.is_some(),
-        span,
-    };
-    let (mut span, answered) = judge(work, admitted.size, deadline).await;
+    // Whoever is to ask again is of use too, and has to learn of it.
+    if let (Some(in_flight), Ok(_) | Err(Unjudged::Shed(_))) = (&mut in_flight, &answered) {
+        in_flight.answered();
+    }
     let response = match answered {
-        Ok(answer) => {
-            if let Some(in_flight) = &mut in_flight {
-                in_flight.answered();
-            }
-            respond(StatusCode::OK, answer)
-        }
+        Ok(answer) => respond(StatusCode::OK, answer),
         Err(unjudged) => unjudged.answer(desk, endpoint, complete, span.as_mut()),
     };
     (response, span)

@@ -1,4 +1,14 @@
+use axum::{
+    body::Body,
+    http::{StatusCode, header},
+};
+use tower::ServiceExt as _;
+
 use super::*;
+use crate::{
+    policy::Policy,
+    webhook::{self, Desk},
+};
 
 const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
@@ -216,4 +226,23 @@ fn strangers_without_a_request_cost_an_api_server_nothing_that_it_keeps() {
         let is_open = |id: &u64| world.table.entries.contains_key(id);
         assert!(kept.iter().all(is_open), "{number}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_whose_request_was_shed_is_of_use() {
+    let connections = Connections::new(4, Counts::default());
+    let desk = Desk::new(Policy::default(), Arc::default()).with_in_flight(1);
+    let _held = desk.in_flight.enter().unwrap();
+    let shed = connections.admit(HERE).unwrap();
+    let request = Request::post("/validate")
+        .header(header::CONTENT_TYPE, "application/json")
+        .extension(shed.connection.clone())
+        .body(Body::from("{}"))
+        .unwrap();
+    let answer = webhook::router(Arc::new(desk)).oneshot(request).await;
+    assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    // The answer may still be on its way when others come.
+    let others: Vec<_> = (0..8).map(|_| connections.admit(HERE).unwrap()).collect();
+    assert!(!shed.ending.has_begun());
+    assert!(others[0].ending.has_begun());
 }
