@@ -213,7 +213,7 @@ async fn handle(
     request: Request,
     span: Span,
 ) -> (Response, Option<Span>) {
-    let deadline = tokio::time::Instant::now() + time_given(request.uri().query());
+    let deadline = tokio::time::Instant::now() + time_to_wait(request.uri().query());
     let connection = request.extensions().get::<Connection>().cloned();
     let address = (connection.as_ref()).map_or(Ipv4Addr::UNSPECIFIED.into(), Connection::address);
     let unread = body::read(request, &desk.bodies, address).await;
@@ -255,11 +255,12 @@ async fn handle(
     (response, span)
 }
 
-/// Returns how long the API server waits for the answer, as it says in the URL (`?timeout=5s`; k8s.io/client-go,
-/// rest/request.go), else as the webhook configurations say. They may say 30 s at most.
-fn time_given(query: Option<&str>) -> Duration {
+/// Returns how long a large body may wait for its turn: four fifths of the time that the API server gives in
+/// the URL (`?timeout=5s`; k8s.io/client-go, rest/request.go), else in the webhook configurations. They may
+/// give 30 s at most. The rest is for the verdict, which nobody hears when the time is over.
+fn time_to_wait(query: Option<&str>) -> Duration {
     let default = Duration::from_secs(u64::from(TIMEOUT_SECONDS.unsigned_abs()));
-    query
+    let given = query
         .and_then(|query| {
             query
                 .split('&')
@@ -267,7 +268,8 @@ fn time_given(query: Option<&str>) -> Duration {
         })
         .and_then(parse_go)
         .filter(|given| !given.is_zero())
-        .map_or(default, |given| given.min(MOST_SECONDS))
+        .map_or(default, |given| given.min(MOST_SECONDS));
+    given * 4 / 5
 }
 
 /// A complete body that may be judged, and what it takes until it is answered.
@@ -499,19 +501,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_what_the_api_server_says() {
+    fn a_turn_leaves_time_for_the_verdict() {
         for (query, milliseconds) in [
-            (None, 5_000),
-            (Some("timeout=2s"), 2_000),
-            (Some("a=b&timeout=1m0s"), 30_000),
-            (Some("timeout=1.5s"), 1_500),
-            (Some("timeout=0s"), 5_000),
-            (Some("timeout=-1s"), 5_000),
-            (Some("timeout=soon"), 5_000),
-            (Some("timeouts=2s"), 5_000),
+            (None, 4_000),
+            (Some("timeout=2s"), 1_600),
+            (Some("a=b&timeout=1m0s"), 24_000),
+            (Some("timeout=1.5s"), 1_200),
+            (Some("timeout=0s"), 4_000),
+            (Some("timeout=-1s"), 4_000),
+            (Some("timeout=soon"), 4_000),
+            (Some("timeouts=2s"), 4_000),
         ] {
             assert_eq!(
-                time_given(query),
+                time_to_wait(query),
                 Duration::from_millis(milliseconds),
                 "{query:?}"
             );
