@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use self::{
     body::Unread,
     envelope::Refusal,
-    limits::{Bodies, Connection, Gate, Held, LargeSize, Lines, Pass, Pool},
+    limits::{Bodies, Connection, Gate, Held, Lines, Pass, Pool},
     look::{Asked, Looked, Work},
 };
 use crate::{
@@ -240,7 +240,7 @@ async fn handle(
                 may_ask: desk.access.is_some(),
                 span,
             };
-            judge(work, admitted.size, deadline).await
+            judge(work, admitted.is_large, deadline).await
         }
         Err(unjudged) => (Some(span), Err(unjudged)),
     };
@@ -276,28 +276,24 @@ fn time_to_wait(query: Option<&str>) -> Duration {
 struct Admitted {
     body: Vec<u8>,
     held: Held,
-    /// Where it is large.
-    size: Option<LargeSize>,
+    is_large: bool,
     _passes: (Pass, Option<Pass>),
 }
 
 /// Lets in a body that is complete.
 fn admit(desk: &Desk, body: Vec<u8>, counted: limits::Body) -> Result<Admitted, Unjudged> {
     let pass = desk.in_flight.enter().ok_or(Shed::Requests)?;
-    let size = LargeSize::of(&body).map_err(|too_much| Refusal {
-        code: StatusCode::PAYLOAD_TOO_LARGE,
-        uid: envelope::salvage_uid(&body),
-        message: too_much.to_string(),
-    })?;
-    let large = match size {
-        Some(_) => Some(desk.large_in_flight.enter().ok_or(Shed::Large)?),
-        None => None,
+    let is_large = limits::is_large(&body);
+    let large = if is_large {
+        Some(desk.large_in_flight.enter().ok_or(Shed::Large)?)
+    } else {
+        None
     };
-    let held = counted.complete(size.is_some()).map_err(|_| Shed::Bytes)?;
+    let held = counted.complete(is_large).map_err(|_| Shed::Bytes)?;
     Ok(Admitted {
         body,
         held,
-        size,
+        is_large,
         _passes: (pass, large),
     })
 }
@@ -306,27 +302,19 @@ fn admit(desk: &Desk, body: Vec<u8>, counted: limits::Body) -> Result<Admitted, 
 /// is held while somebody else is asked about it. The span is gone where a large one panicked.
 async fn judge(
     mut work: Work,
-    size: Option<LargeSize>,
+    is_large: bool,
     deadline: tokio::time::Instant,
 ) -> (Option<Span>, Result<Vec<u8>, Unjudged>) {
     let desk = Arc::clone(&work.desk);
     loop {
-        let looked = if let Some(size) = size {
-            let Some(turn) = desk.pool.turn(size, deadline).await else {
-                return (Some(work.span), Err(Shed::Time.into()));
-            };
-            let judging = tokio::task::spawn_blocking(move || {
-                // It goes on though nobody waits for the answer any more, and so its turn does too.
-                let _turn = turn;
-                let looked = work.look();
-                (work, looked)
-            });
-            let Ok(judged) = judging.await else {
-                desk.metrics.panicked();
-                return (None, Err(look::failed(String::new()).into()));
-            };
-            work = judged.0;
-            judged.1
+        let looked = if is_large {
+            match look_in_turn(&desk, work, deadline).await {
+                Ok((looked_at, looked)) => {
+                    work = looked_at;
+                    looked
+                }
+                Err((span, unjudged)) => return (span, Err(unjudged)),
+            }
         } else {
             work.look()
         };
@@ -346,6 +334,46 @@ async fn judge(
         }
         work.may_ask = false;
     }
+}
+
+/// Looks at a large request when its turn comes: even to measure it takes too long for a thread that serves.
+async fn look_in_turn(
+    desk: &Desk,
+    work: Work,
+    deadline: tokio::time::Instant,
+) -> Result<(Work, Looked), (Option<Span>, Unjudged)> {
+    let too_late = |work: Work| (Some(work.span), Shed::Time.into());
+    let Some(thread) = desk.pool.thread(deadline).await else {
+        return Err(too_late(work));
+    };
+    let (work, thread, size) = beside(desk, work, thread, Work::measure).await?;
+    let size = match size {
+        Ok(size) => size,
+        Err(refusal) => return Err((Some(work.span), refusal.into())),
+    };
+    let Some(turn) = desk.pool.turn(thread, size, deadline).await else {
+        return Err(too_late(work));
+    };
+    let (work, _, looked) = beside(desk, work, turn, Work::look).await?;
+    Ok((work, looked))
+}
+
+/// Does something with a request on a thread that does not serve. It goes on though nobody waits for the answer
+/// any more, and so `held` is held.
+async fn beside<Kept: Send + 'static, Done: Send + 'static>(
+    desk: &Desk,
+    mut work: Work,
+    held: Kept,
+    what: fn(&mut Work) -> Done,
+) -> Result<(Work, Kept, Done), (Option<Span>, Unjudged)> {
+    let doing = tokio::task::spawn_blocking(move || {
+        let done = what(&mut work);
+        (work, held, done)
+    });
+    doing.await.map_err(|_| {
+        desk.metrics.panicked();
+        (None, look::failed(String::new()).into())
+    })
 }
 
 fn microseconds(elapsed: Duration) -> u64 {
