@@ -14,13 +14,18 @@ use std::{
 
 use axum::{
     Router,
-    extract::{ConnectInfo, DefaultBodyLimit, RawQuery, State},
+    body::HttpBody as _,
+    extract::{ConnectInfo, DefaultBodyLimit, RawQuery, Request, State},
     http::{StatusCode, header},
-    response::IntoResponse,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::get,
 };
 
-use crate::{cluster::watch::Watches, metrics::Metrics, telemetry::LogLevel, tls};
+use crate::{
+    cluster::watch::Watches, metrics::Metrics, telemetry::LogLevel, tls,
+    webhook::limits::Connection,
+};
 
 /// What the server knows of its own state.
 #[derive(Debug, Default)]
@@ -219,7 +224,21 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/loglevel", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(LOG_LEVEL_LIMIT))
+        .layer(middleware::from_fn(in_flight))
         .with_state(admin)
+}
+
+/// Keeps the connection of a complete request open until its answer. A body may never come to its end, so that
+/// a request that has one does not count.
+async fn in_flight(request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<Connection>();
+    let connection = connection.filter(|_| request.body().is_end_stream());
+    let mut in_flight = connection.map(Connection::begin);
+    let response = next.run(request).await;
+    if let Some(in_flight) = &mut in_flight {
+        in_flight.answered();
+    }
+    response
 }
 
 async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> impl IntoResponse {

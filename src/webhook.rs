@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use self::{
     body::Unread,
     envelope::Refusal,
-    limits::{Bodies, Connection, Gate, Held, LargeSize, Lines, Pass, Pool},
+    limits::{Bodies, Connection, Gate, Held, Lines, Pass, Pool},
     look::{Asked, Looked, Work},
 };
 use crate::{
@@ -211,9 +211,9 @@ async fn handle(
     endpoint: &'static str,
     door: Door,
     request: Request,
-    mut span: Span,
+    span: Span,
 ) -> (Response, Option<Span>) {
-    let deadline = tokio::time::Instant::now() + time_given(request.uri().query());
+    let deadline = tokio::time::Instant::now() + time_to_wait(request.uri().query());
     let connection = request.extensions().get::<Connection>().cloned();
     let address = (connection.as_ref()).map_or(Ipv4Addr::UNSPECIFIED.into(), Connection::address);
     let unread = body::read(request, &desk.bodies, address).await;
@@ -225,44 +225,42 @@ async fn handle(
         Err(Unread::NoRoom) => Err(Unjudged::Shed(Shed::Bytes)),
         Err(Unread::Refused(refusal)) => Err(Unjudged::Refused(refusal)),
     };
-    let admitted = match admitted {
-        Ok(admitted) => admitted,
-        Err(unjudged) => {
-            let response = unjudged.answer(desk, endpoint, complete, Some(&mut span));
-            return (response, Some(span));
+    let (mut span, answered) = match admitted {
+        Ok(admitted) => {
+            let work = Work {
+                desk: Arc::clone(desk),
+                endpoint,
+                door,
+                body: admitted.body,
+                _held: admitted.held,
+                complete,
+                policy: desk.policy.load_full(),
+                facts: desk.facts.load_full(),
+                now: (desk.clock)(),
+                may_ask: desk.access.is_some(),
+                span,
+            };
+            judge(work, admitted.is_large, deadline).await
         }
+        Err(unjudged) => (Some(span), Err(unjudged)),
     };
-    let work = Work {
-        desk: Arc::clone(desk),
-        endpoint,
-        door,
-        body: admitted.body,
-        _held: admitted.held,
-        complete,
-        policy: desk.policy.load_full(),
-        facts: desk.facts.load_full(),
-        now: (desk.clock)(),
-        may_ask: desk.access.is_some(),
-        span,
-    };
-    let (mut span, answered) = judge(work, admitted.size, deadline).await;
+    // Whoever is to ask again is of use too, and has to learn of it.
+    if let (Some(in_flight), Ok(_) | Err(Unjudged::Shed(_))) = (&mut in_flight, &answered) {
+        in_flight.answered();
+    }
     let response = match answered {
-        Ok(answer) => {
-            if let Some(in_flight) = &mut in_flight {
-                in_flight.answered();
-            }
-            respond(StatusCode::OK, answer)
-        }
+        Ok(answer) => respond(StatusCode::OK, answer),
         Err(unjudged) => unjudged.answer(desk, endpoint, complete, span.as_mut()),
     };
     (response, span)
 }
 
-/// Returns how long the API server waits for the answer, as it says in the URL (`?timeout=5s`; k8s.io/client-go,
-/// rest/request.go), else as the webhook configurations say. They may say 30 s at most.
-fn time_given(query: Option<&str>) -> Duration {
+/// Returns how long a large body may wait for its turn: four fifths of the time that the API server gives in
+/// the URL (`?timeout=5s`; k8s.io/client-go, rest/request.go), else in the webhook configurations. They may
+/// give 30 s at most. The rest is for the verdict, which nobody hears when the time is over.
+fn time_to_wait(query: Option<&str>) -> Duration {
     let default = Duration::from_secs(u64::from(TIMEOUT_SECONDS.unsigned_abs()));
-    query
+    let given = query
         .and_then(|query| {
             query
                 .split('&')
@@ -270,35 +268,32 @@ fn time_given(query: Option<&str>) -> Duration {
         })
         .and_then(parse_go)
         .filter(|given| !given.is_zero())
-        .map_or(default, |given| given.min(MOST_SECONDS))
+        .map_or(default, |given| given.min(MOST_SECONDS));
+    given * 4 / 5
 }
 
 /// A complete body that may be judged, and what it takes until it is answered.
 struct Admitted {
     body: Vec<u8>,
     held: Held,
-    /// Where it is large.
-    size: Option<LargeSize>,
+    is_large: bool,
     _passes: (Pass, Option<Pass>),
 }
 
 /// Lets in a body that is complete.
 fn admit(desk: &Desk, body: Vec<u8>, counted: limits::Body) -> Result<Admitted, Unjudged> {
     let pass = desk.in_flight.enter().ok_or(Shed::Requests)?;
-    let size = LargeSize::of(&body).map_err(|too_much| Refusal {
-        code: StatusCode::PAYLOAD_TOO_LARGE,
-        uid: envelope::salvage_uid(&body),
-        message: too_much.to_string(),
-    })?;
-    let large = match size {
-        Some(_) => Some(desk.large_in_flight.enter().ok_or(Shed::Large)?),
-        None => None,
+    let is_large = limits::is_large(&body);
+    let large = if is_large {
+        Some(desk.large_in_flight.enter().ok_or(Shed::Large)?)
+    } else {
+        None
     };
-    let held = counted.complete(size.is_some()).map_err(|_| Shed::Bytes)?;
+    let held = counted.complete(is_large).map_err(|_| Shed::Bytes)?;
     Ok(Admitted {
         body,
         held,
-        size,
+        is_large,
         _passes: (pass, large),
     })
 }
@@ -307,27 +302,19 @@ fn admit(desk: &Desk, body: Vec<u8>, counted: limits::Body) -> Result<Admitted, 
 /// is held while somebody else is asked about it. The span is gone where a large one panicked.
 async fn judge(
     mut work: Work,
-    size: Option<LargeSize>,
+    is_large: bool,
     deadline: tokio::time::Instant,
 ) -> (Option<Span>, Result<Vec<u8>, Unjudged>) {
     let desk = Arc::clone(&work.desk);
     loop {
-        let looked = if let Some(size) = size {
-            let Some(turn) = desk.pool.turn(size, deadline).await else {
-                return (Some(work.span), Err(Shed::Time.into()));
-            };
-            let judging = tokio::task::spawn_blocking(move || {
-                // It goes on though nobody waits for the answer any more, and so its turn does too.
-                let _turn = turn;
-                let looked = work.look();
-                (work, looked)
-            });
-            let Ok(judged) = judging.await else {
-                desk.metrics.panicked();
-                return (None, Err(look::failed(String::new()).into()));
-            };
-            work = judged.0;
-            judged.1
+        let looked = if is_large {
+            match look_in_turn(&desk, work, deadline).await {
+                Ok((looked_at, looked)) => {
+                    work = looked_at;
+                    looked
+                }
+                Err((span, unjudged)) => return (span, Err(unjudged)),
+            }
         } else {
             work.look()
         };
@@ -347,6 +334,46 @@ async fn judge(
         }
         work.may_ask = false;
     }
+}
+
+/// Looks at a large request when its turn comes: even to measure it takes too long for a thread that serves.
+async fn look_in_turn(
+    desk: &Desk,
+    work: Work,
+    deadline: tokio::time::Instant,
+) -> Result<(Work, Looked), (Option<Span>, Unjudged)> {
+    let too_late = |work: Work| (Some(work.span), Shed::Time.into());
+    let Some(thread) = desk.pool.thread(deadline).await else {
+        return Err(too_late(work));
+    };
+    let (work, thread, size) = beside(desk, work, thread, Work::measure).await?;
+    let size = match size {
+        Ok(size) => size,
+        Err(refusal) => return Err((Some(work.span), refusal.into())),
+    };
+    let Some(turn) = desk.pool.turn(thread, size, deadline).await else {
+        return Err(too_late(work));
+    };
+    let (work, _, looked) = beside(desk, work, turn, Work::look).await?;
+    Ok((work, looked))
+}
+
+/// Does something with a request on a thread that does not serve. It goes on though nobody waits for the answer
+/// any more, and so `held` is held.
+async fn beside<Kept: Send + 'static, Done: Send + 'static>(
+    desk: &Desk,
+    mut work: Work,
+    held: Kept,
+    what: fn(&mut Work) -> Done,
+) -> Result<(Work, Kept, Done), (Option<Span>, Unjudged)> {
+    let doing = tokio::task::spawn_blocking(move || {
+        let done = what(&mut work);
+        (work, held, done)
+    });
+    doing.await.map_err(|_| {
+        desk.metrics.panicked();
+        (None, look::failed(String::new()).into())
+    })
 }
 
 fn microseconds(elapsed: Duration) -> u64 {
@@ -502,19 +529,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_what_the_api_server_says() {
+    fn a_turn_leaves_time_for_the_verdict() {
         for (query, milliseconds) in [
-            (None, 5_000),
-            (Some("timeout=2s"), 2_000),
-            (Some("a=b&timeout=1m0s"), 30_000),
-            (Some("timeout=1.5s"), 1_500),
-            (Some("timeout=0s"), 5_000),
-            (Some("timeout=-1s"), 5_000),
-            (Some("timeout=soon"), 5_000),
-            (Some("timeouts=2s"), 5_000),
+            (None, 4_000),
+            (Some("timeout=2s"), 1_600),
+            (Some("a=b&timeout=1m0s"), 24_000),
+            (Some("timeout=1.5s"), 1_200),
+            (Some("timeout=0s"), 4_000),
+            (Some("timeout=-1s"), 4_000),
+            (Some("timeout=soon"), 4_000),
+            (Some("timeouts=2s"), 4_000),
         ] {
             assert_eq!(
-                time_given(query),
+                time_to_wait(query),
                 Duration::from_millis(milliseconds),
                 "{query:?}"
             );

@@ -21,7 +21,7 @@ pub use self::{
     connections::{Connection, Connections, Counts, InFlight, Limited, Reason},
     gate::{Gate, Pass},
     lines::Lines,
-    pool::{LargeSize, Pool, TooMuch, Turn, read_size},
+    pool::{LargeSize, Pool, Thread, TooMuch, Turn, is_large, read_size},
 };
 
 mod bodies;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Desk, answer,
     envelope::{self, Envelope, Refusal, Requester},
-    limits::Held,
+    limits::{Held, LargeSize},
     microseconds,
 };
 use crate::{
@@ -65,6 +65,15 @@ pub(super) struct Asked {
 }
 
 impl Work {
+    /// Measures the request.
+    pub(super) fn measure(&mut self) -> Result<LargeSize, Refusal> {
+        LargeSize::of(&self.body).map_err(|too_much| Refusal {
+            code: StatusCode::PAYLOAD_TOO_LARGE,
+            uid: envelope::salvage_uid(&self.body),
+            message: too_much.to_string(),
+        })
+    }
+
     /// Looks at the request. What is read of it is dropped again before the answer is returned.
     pub(super) fn look(&mut self) -> Looked {
         let envelope = match envelope::open(&self.body, self.door) {

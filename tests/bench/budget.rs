@@ -1,6 +1,7 @@
 //! What the dearest objects cost that an API server stores: the review of each as a new object, and as
 //! an update of itself, where both are judged. Those that exceed the budget spend all of it, on every
-//! kind of step. Ends with 1 where one takes longer than it may.
+//! kind of step. Counts time on a processor, which a busy machine does not lengthen as much. Ends with 1 where
+//! one takes longer than it may.
 //!
 //! `cargo bench --bench budget`
 
@@ -11,13 +12,7 @@
     reason = "a benchmark says what it measured, and fails with what it is of"
 )]
 
-use std::{
-    env,
-    hint::black_box,
-    process::ExitCode,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{env, fs, hint::black_box, process::ExitCode, sync::Arc, time::Duration};
 
 use gangplank::{
     budget::Budget,
@@ -34,6 +29,12 @@ mod giants;
 /// What judging one object, and what it replaces, may take.
 const MOST: Duration = Duration::from_millis(200);
 
+/// Returns how long this thread has run on a processor (proc(5), schedstat).
+fn on_processor() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
 fn main() -> ExitCode {
     let (policy, facts) = (Policy::default(), Facts::unknown());
     let wanted: Vec<String> = env::args()
@@ -44,14 +45,14 @@ fn main() -> ExitCode {
         // The best of several: what the machine does beside it is not the object's cost.
         (0..3)
             .map(|_| {
-                let start = Instant::now();
+                let start = on_processor();
                 let review = review(&policy, &facts, black_box(subject), Timestamp::UNIX_EPOCH);
-                (start.elapsed(), review)
+                (on_processor() - start, review)
             })
             .min_by_key(|(time, _)| *time)
             .unwrap()
     };
-    let mut slow = false;
+    let mut dearest = (Duration::ZERO, "");
     println!(
         "{:28} {:>9} {:>9} {:>11}",
         "1.5 MB of", "create", "update", "steps"
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
         };
         let (create, seen) = measure(&created);
         let (update, _) = measure(&updated);
-        slow |= create > MOST || update > MOST;
+        dearest = dearest.max((create.max(update), name));
         let steps = seen.steps;
         let spent = if steps > Budget::STEPS { "spent" } else { "" };
         println!(
@@ -86,7 +87,13 @@ fn main() -> ExitCode {
             seen.findings.len(),
         );
     }
-    if slow {
+    let (time, name) = dearest;
+    println!(
+        "the dearest is {name}: {:.2} of the {} ms that one may take",
+        time.as_secs_f64() / MOST.as_secs_f64(),
+        MOST.as_millis(),
+    );
+    if time > MOST {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

@@ -124,11 +124,21 @@ fn configurations_are_deleted_and_edited() -> Result<()> {
     let validating = format!("validatingwebhookconfiguration/{NAME}");
     let mutating = format!("mutatingwebhookconfiguration/{NAME}");
 
+    let spec = |object: &str| -> Result<Value> { Ok(kubectl.get(object)?["webhooks"].clone()) };
+    let restored = |configuration: &str, before: &Value| -> Result<()> {
+        eventually(format_args!("{configuration} is as it was"), SOON, || {
+            (spec(configuration).ok()? == *before).then_some(())
+        })
+    };
+
     // Whoever may delete them may let in whatever they like, for a moment. What nobody filled meanwhile is
     // denied; nothing is held up.
     let writes = Writes::begin(&release.cluster)?;
     for configuration in [&validating, &mutating] {
+        let before = spec(configuration)?;
         kubectl.delete(configuration)?.success()?;
+        // The API server may still ask by the one that was deleted. The new one is made without entries first.
+        restored(configuration, &before)?;
         release.asked()?;
     }
     writes.more(3)?;
@@ -140,7 +150,6 @@ fn configurations_are_deleted_and_edited() -> Result<()> {
     ];
     let refused = (wrong.iter()).find(|text| !explained.iter().any(|why| text.contains(why)));
     ensure!(refused.is_none(), "{refused:?}");
-    let spec = |object: &str| -> Result<Value> { Ok(kubectl.get(object)?["webhooks"].clone()) };
     for (configuration, patch) in [
         (
             &validating,
@@ -169,9 +178,7 @@ fn configurations_are_deleted_and_edited() -> Result<()> {
             &patch,
         ];
         kubectl.run(&args, None)?.success()?;
-        eventually(format_args!("{patch} is undone"), SOON, || {
-            (spec(configuration).ok()? == before).then_some(())
-        })?;
+        restored(configuration, &before).with_context(|| patch.clone())?;
     }
     release.asked()?;
     let writes = Writes::begin(&release.cluster)?;

@@ -120,6 +120,11 @@ impl Table {
         Some((address, *id))
     }
 
+    fn holds(&self, address: IpAddr, id: u64) -> bool {
+        let unfinished = self.addresses.get(&address);
+        unfinished.is_some_and(|unfinished| unfinished.bodies.contains_key(&id))
+    }
+
     fn remove(&mut self, address: IpAddr, id: u64) -> Option<Part> {
         let unfinished = self.addresses.get_mut(&address)?;
         let part = unfinished.bodies.remove(&id)?;
@@ -156,6 +161,10 @@ impl Body {
             ..
         } = *self.shared;
         let mut table = self.shared.lock();
+        // Nobody else makes room for a body that was given up.
+        if self.id.is_some_and(|id| !table.holds(self.address, id)) {
+            return Err(NoRoom);
+        }
         let id = self.id.unwrap_or_else(|| {
             table.last_id += 1;
             let part = Part {
@@ -278,7 +287,9 @@ mod tests {
         newest.reach(1).unwrap();
         let gone: Vec<bool> = all.iter().map(is_given_up).collect();
         assert_eq!(gone, [false, false, false, true]);
-        assert_eq!(all.pop().unwrap().reach(5 * MIB), Err(NoRoom));
+        // One that was given up takes nothing from the others.
+        assert_eq!(all.pop().unwrap().reach(16 * MIB), Err(NoRoom));
+        assert!(!all.iter().any(is_given_up));
         all[0].reach(7 * MIB).unwrap();
         // The oldest that is left, and it is the one that grows.
         assert_eq!(all[2].reach(8 * MIB), Err(NoRoom));

@@ -167,8 +167,6 @@ struct Table {
     last_id: u64,
     entries: HashMap<u64, Entry>,
     addresses: BTreeMap<IpAddr, Address>,
-    /// How many have had no complete request.
-    unused: usize,
     /// How many were told to end and have not ended.
     leaving: usize,
 }
@@ -220,7 +218,7 @@ impl Table {
         let evicted = if stale >= share {
             Some(self.of_address(address)?)
         } else if self.entries.len() >= limit {
-            Some(self.least_useful(limit, now)?)
+            Some(self.least_useful(now)?)
         } else {
             None
         };
@@ -255,12 +253,13 @@ impl Table {
 
     /// Finds the least useful connection of all.
     ///
-    /// Those without a complete request go first, the oldest before the others: a newcomer has time for its
-    /// handshake and its request. A newcomer of less than [`GRACE`] is spared while they are three quarters
-    /// at most of all: otherwise whoever holds the rest would leave newcomers no time. Then goes the one whose
-    /// last answer is longest ago. Of several addresses the one with the most such connections loses one,
-    /// so that many connections of one stranger never cost another address its few.
-    fn least_useful(&self, limit: usize, now: Instant) -> Option<(Reason, u64)> {
+    /// Those without a complete request go first, the oldest before the others. A newcomer has time for its
+    /// handshake and its request: one of less than [`GRACE`] is spared while there are more of those that
+    /// have had a request. Otherwise whoever holds these would leave newcomers no time, or strangers who say
+    /// nothing would cost an API server what it keeps. Of those with a request the one goes whose last answer
+    /// is longest ago. Of several addresses the one with the most such connections loses one, so that many
+    /// connections of one stranger never cost another address its few.
+    fn least_useful(&self, now: Instant) -> Option<(Reason, u64)> {
         let heaviest = |set: fn(&Address) -> &BTreeSet<(Instant, u64)>,
                         counts: &dyn Fn(Instant) -> bool| {
             self.addresses
@@ -273,17 +272,17 @@ impl Table {
                 .map(|(_, _, id)| id)
         };
         let had_time = |since: Instant| now.saturating_duration_since(since) >= GRACE;
+        let count = |set: fn(&Address) -> &BTreeSet<(Instant, u64)>| -> usize {
+            self.addresses.values().map(|of| set(of).len()).sum()
+        };
         let unused = |id| (Reason::Unused, id);
-        let is_crowd = self.unused > limit - limit / 4;
-        heaviest(|of| &of.unused, &had_time)
-            .or_else(|| {
-                is_crowd
-                    .then(|| heaviest(|of| &of.unused, &|_| true))
-                    .flatten()
-            })
-            .map(unused)
-            .or_else(|| heaviest(|of| &of.idle, &|_| true).map(|id| (Reason::Idle, id)))
-            .or_else(|| heaviest(|of| &of.unused, &|_| true).map(unused))
+        if let Some(id) = heaviest(|of| &of.unused, &had_time) {
+            Some(unused(id))
+        } else if count(|of| &of.unused) >= count(|of| &of.idle) {
+            heaviest(|of| &of.unused, &|_| true).map(unused)
+        } else {
+            heaviest(|of| &of.idle, &|_| true).map(|id| (Reason::Idle, id))
+        }
     }
 
     /// Puts a connection without a request in flight among the others of its address.
@@ -293,7 +292,6 @@ impl Table {
             of.idle.insert((answered, id));
         } else {
             of.unused.insert((entry.opened, id));
-            self.unused += 1;
         }
     }
 
@@ -304,8 +302,8 @@ impl Table {
         };
         if let Some(answered) = entry.answered {
             of.idle.remove(&(answered, id));
-        } else if of.unused.remove(&(entry.opened, id)) {
-            self.unused -= 1;
+        } else {
+            of.unused.remove(&(entry.opened, id));
         }
         if of.unused.is_empty() && of.idle.is_empty() {
             self.addresses.remove(&entry.address);
@@ -581,198 +579,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Closable<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
-
-    /// A table whose time is told.
-    struct World {
-        table: Table,
-        limit: usize,
-        now: Instant,
-    }
-
-    impl World {
-        fn new(limit: usize) -> Self {
-            Self {
-                table: Table::default(),
-                limit,
-                now: Instant::now(),
-            }
-        }
-
-        fn pass(&mut self, milliseconds: u64) {
-            self.now += Duration::from_millis(milliseconds);
-        }
-
-        /// Opens a connection; says whether it is let in, and what is closed for it.
-        fn open(&mut self, address: IpAddr) -> Result<Option<(Reason, u64)>, &'static str> {
-            let before: BTreeSet<u64> = self.table.entries.keys().copied().collect();
-            let admitted = self.table.admit(address, self.limit, self.now);
-            let (id, _, evicted) = admitted.ok_or("refused")?;
-            assert_eq!(id, self.table.last_id);
-            let gone = before
-                .into_iter()
-                .find(|id| !self.table.entries.contains_key(id));
-            let evicted = evicted.map(|(reason, _)| (reason, gone.unwrap()));
-            if let Some((_, id)) = evicted {
-                // It ends at once.
-                self.table.ended(id);
-            }
-            assert_eq!(self.table.leaving, 0);
-            Ok(evicted)
-        }
-
-        fn opened(&mut self, address: IpAddr) -> u64 {
-            assert_eq!(self.open(address), Ok(None));
-            self.table.last_id
-        }
-
-        fn begin(&mut self, id: u64) {
-            self.table.change(id, |entry| entry.in_flight += 1);
-        }
-
-        fn end(&mut self, id: u64) {
-            let now = self.now;
-            self.table.change(id, |entry| {
-                entry.in_flight -= 1;
-                entry.answered = Some(now);
-            });
-        }
-
-        fn ask(&mut self, id: u64) {
-            self.begin(id);
-            self.end(id);
-        }
-    }
-
-    #[test]
-    fn those_without_a_request_go_first_then_those_whose_last_is_longest_ago() {
-        let mut world = World::new(4);
-        let [a, b] = [world.opened(HERE), world.opened(HERE)];
-        world.ask(a);
-        world.ask(b);
-        let c = world.opened(HERE);
-        world.begin(c);
-        let silent = world.opened(HERE);
-        world.pass(1_000);
-        world.ask(a);
-        assert_eq!(world.open(HERE), Ok(Some((Reason::Unused, silent))));
-        // The newcomer has time, and b was asked before a.
-        assert_eq!(world.open(HERE), Ok(Some((Reason::Idle, b))));
-        assert_eq!(world.open(HERE), Ok(Some((Reason::Address, c + 2))));
-        assert!(world.table.entries.contains_key(&a));
-        assert!(world.table.entries.contains_key(&c));
-    }
-
-    #[test]
-    fn one_with_a_request_in_flight_is_never_closed() {
-        let mut world = World::new(3);
-        let mut all = Vec::new();
-        for _ in 0..3 {
-            all.push(world.opened(HERE));
-            world.begin(all[all.len() - 1]);
-        }
-        world.pass(3_600_000);
-        assert_eq!(world.open(HERE), Err("refused"));
-        assert_eq!(world.open(THERE), Err("refused"));
-        world.end(all[1]);
-        world.pass(60_000);
-        assert_eq!(world.open(THERE), Ok(Some((Reason::Idle, all[1]))));
-        // One that was told to end changes nothing any more.
-        world.end(all[1]);
-        assert_eq!(world.table.entries.len(), 3);
-    }
-
-    #[test]
-    fn an_address_has_half_of_all_for_connections_without_a_recent_request() {
-        let mut world = World::new(8);
-        let mut mine: Vec<u64> = (0..4).map(|_| world.opened(THERE)).collect();
-        assert_eq!(
-            world.open(THERE),
-            Ok(Some((Reason::Address, mine.remove(0))))
-        );
-        mine.push(world.table.last_id);
-        // With requests it may have more, and without recent ones it may not.
-        for id in &mine {
-            world.ask(*id);
-        }
-        let more = world.opened(THERE);
-        world.ask(more);
-        world.pass(31_000);
-        world.ask(more);
-        assert_eq!(world.open(THERE), Ok(Some((Reason::Address, mine[0]))));
-        // Another address has its own.
-        assert_eq!(world.open(HERE), Ok(None));
-        // However few there may be, two are for each.
-        let mut world = World::new(2);
-        world.opened(HERE);
-        world.opened(HERE);
-    }
-
-    #[test]
-    fn many_connections_of_a_stranger_do_not_cost_another_address_its_few() {
-        let mut world = World::new(64);
-        let mut first = Vec::new();
-        for _ in 0..2 {
-            let id = world.opened(HERE);
-            world.ask(id);
-            first.push(id);
-        }
-        let newcomer = world.opened(HERE);
-        // Without requests, and with one for each.
-        for asks in [false, true] {
-            for _ in 0..450 {
-                world.pass(1);
-                assert!(world.open(THERE).is_ok());
-                if asks {
-                    world.ask(world.table.last_id);
-                }
-                for id in first.iter().chain([&newcomer]) {
-                    assert!(world.table.entries.contains_key(id));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_newcomer_has_time_for_its_request_whoever_holds_the_rest() {
-        let mut world = World::new(1024);
-        // A thousand of a stranger at the same address, one request each, a redial for each that is closed.
-        for _ in 0..2_000 {
-            assert!(world.open(HERE).is_ok());
-            world.ask(world.table.last_id);
-        }
-        assert!(world.open(HERE).is_ok());
-        let newcomer = world.table.last_id;
-        // 500 dials without a word while it shakes hands, and as many with one.
-        for number in 0..1_000 {
-            if number % 2 == 0 {
-                world.pass(1);
-            }
-            assert!(world.open(HERE).is_ok());
-            if number % 2 == 0 {
-                world.ask(world.table.last_id);
-            }
-            assert!(world.table.entries.contains_key(&newcomer), "{number}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_left_of_connections_that_have_ended() {
-        let mut world = World::new(8);
-        for _ in 0..8 {
-            assert!(world.open(HERE).is_ok());
-            assert!(world.open(THERE).is_ok());
-            world.begin(world.table.last_id);
-        }
-        let ids: Vec<u64> = world.table.entries.keys().copied().collect();
-        for id in ids {
-            world.table.ended(id);
-        }
-        assert!(world.table.addresses.is_empty());
-        assert_eq!((world.table.unused, world.table.leaving), (0, 0));
-    }
-}
+mod tests;

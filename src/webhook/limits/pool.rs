@@ -47,27 +47,41 @@ impl Pool {
         }
     }
 
-    /// Waits until a large body may be judged: that is until what is returned is dropped. The first to come
-    /// is the first to go on. `None` where that is not before the deadline.
-    pub async fn turn(&self, size: LargeSize, deadline: Instant) -> Option<Turn> {
-        let turn = async {
-            // Nobody closes either.
-            let thread = Arc::clone(&self.threads).acquire_owned().await.ok()?;
-            let memory = Arc::clone(&self.memory).acquire_many_owned(size.0);
-            Some(Turn {
-                _memory: memory.await.ok()?,
-                _thread: thread,
-            })
-        };
-        timeout_at(deadline, turn).await.ok().flatten()
+    /// Waits for a thread for a large body, until it is dropped. The first to come is the first to go on. `None`
+    /// where that is not before the deadline.
+    pub async fn thread(&self, deadline: Instant) -> Option<Thread> {
+        let thread = Arc::clone(&self.threads).acquire_owned();
+        // Nobody closes it.
+        let permit = timeout_at(deadline, thread).await.ok()?.ok()?;
+        Some(Thread { _permit: permit })
     }
+
+    /// Waits on its thread until there is memory for a large body. `None` where that is not before the deadline.
+    pub async fn turn(&self, thread: Thread, size: LargeSize, deadline: Instant) -> Option<Turn> {
+        let memory = Arc::clone(&self.memory).acquire_many_owned(size.0);
+        Some(Turn {
+            _memory: timeout_at(deadline, memory).await.ok()?.ok()?,
+            _thread: thread,
+        })
+    }
+}
+
+/// A thread of a [`Pool`].
+#[derive(Debug)]
+pub struct Thread {
+    _permit: OwnedSemaphorePermit,
 }
 
 /// The time in which a large body is judged.
 #[derive(Debug)]
 pub struct Turn {
     _memory: OwnedSemaphorePermit,
-    _thread: OwnedSemaphorePermit,
+    _thread: Thread,
+}
+
+/// Returns whether a body is large. Of a long one, nothing is read for it.
+pub fn is_large(body: &[u8]) -> bool {
+    body.len() >= SMALL_SIZE || body.len() >= SMALL_BODY && read_size(body) >= SMALL_SIZE
 }
 
 /// What a large body becomes in memory, in KiB.
@@ -75,22 +89,17 @@ pub struct Turn {
 pub struct LargeSize(u32);
 
 impl LargeSize {
-    /// Returns the size of a body; `None` where it is small.
+    /// Returns the size of a body. The whole of it is read for that, which takes some ten milliseconds for the
+    /// largest.
     ///
     /// # Errors
     /// Where it would take more than all others together may.
-    pub fn of(body: &[u8]) -> Result<Option<Self>, TooMuch> {
-        if body.len() < SMALL_BODY {
-            return Ok(None);
-        }
+    pub fn of(body: &[u8]) -> Result<Self, TooMuch> {
         let size = read_size(body);
-        if size < SMALL_SIZE {
-            return Ok(None);
-        }
         if size > JUDGED_BYTES {
             return Err(TooMuch(size));
         }
-        Ok(Some(Self(u32::try_from(size / UNIT).unwrap_or(u32::MAX))))
+        Ok(Self(u32::try_from(size / UNIT).unwrap_or(u32::MAX)))
     }
 }
 
@@ -164,8 +173,9 @@ mod tests {
 
     /// Waits for a turn, but not if it takes waiting.
     async fn at_once(pool: &Pool, body: &[u8]) -> Option<Turn> {
-        let size = LargeSize::of(body).unwrap().unwrap();
-        pool.turn(size, Instant::now()).await
+        let size = LargeSize::of(body).unwrap();
+        let thread = pool.thread(Instant::now()).await?;
+        pool.turn(thread, size, Instant::now()).await
     }
 
     #[tokio::test]
@@ -181,11 +191,10 @@ mod tests {
         drop(one);
         assert!(at_once(&pool, &large).await.is_some());
         drop(other);
-        let waiting = pool.turn(
-            LargeSize::of(&large).unwrap().unwrap(),
-            Instant::now() + Duration::from_secs(60),
-        );
-        assert!(waiting.await.is_some());
+        let soon = Instant::now() + Duration::from_secs(60);
+        let size = LargeSize::of(&large).unwrap();
+        let thread = pool.thread(soon).await.unwrap();
+        assert!(pool.turn(thread, size, soon).await.is_some());
     }
 
     #[test]
@@ -193,9 +202,10 @@ mod tests {
         let large = b"{\"a\":1},".repeat(130_000);
         let blank = b" ".repeat(SMALL_SIZE - 1);
         for small in [&large[..SMALL_BODY - 1], &blank] {
-            assert_eq!(LargeSize::of(small), Ok(None));
+            assert!(!is_large(small));
         }
-        assert!(LargeSize::of(&large[..SMALL_BODY]).unwrap().is_some());
+        assert!(is_large(&large[..SMALL_BODY]));
+        assert!(is_large(&b" ".repeat(SMALL_SIZE)));
         let all = b"{\"a\":1},".repeat(BODY_LIMIT / 8);
         assert_eq!(
             LargeSize::of(&all).unwrap_err().to_string(),
