@@ -428,9 +428,17 @@ impl Value {
         self.if_text(format!("size({}) <= {most}", self.0))
     }
 
-    /// Whether it is a text that begins with another, which is one.
-    pub(crate) fn starts_with(&self, prefix: &Self) -> Test {
-        self.if_text(format!("{}.startsWith({})", self.0, prefix.0))
+    /// Whether it is a text that begins with another: it is in the order of texts not before that one, and
+    /// before the next that does not. `startsWith` would cost the length of the text.
+    pub(crate) fn starts_with(&self, prefix: &str) -> Test {
+        let (text, from) = (&self.0, literal(prefix));
+        let mut next: Vec<char> = prefix.chars().collect();
+        let Some(last) = next.last_mut() else {
+            return self.if_text("true".to_owned());
+        };
+        *last = char::from_u32(u32::from(*last) + 1).unwrap_or(char::MAX);
+        let until = literal(&next.into_iter().collect::<String>());
+        self.if_text(format!("{text} >= {from} && {text} < {until}"))
     }
 
     /// Whether it is a text that contains another.
@@ -503,6 +511,15 @@ mod tests {
     fn texts_are_quoted_so_that_they_end_where_they_should() {
         assert_eq!(literal(r"it's \d"), r"'it\'s \\d'");
         assert_eq!(literal("a\nb\r"), r"'a\nb\r'");
+    }
+
+    #[test]
+    fn a_prefix_is_told_by_order() {
+        let key = Value::named("k").starts_with("example.com/mig-");
+        assert_eq!(
+            key.into_text(),
+            "(type(k) == string && k >= 'example.com/mig-' && k < 'example.com/mig.')"
+        );
     }
 
     #[test]

@@ -318,7 +318,9 @@ pub static INFERENCE_SERVICE: Kind = Kind {
             part(&["spec", "predictor"], Shape::Metadata),
             part(&["spec", "predictor", "workerSpec"], Shape::Any),
             spec(&["spec", "transformer"]),
+            part(&["spec", "transformer"], Shape::Metadata),
             spec(&["spec", "explainer"]),
+            part(&["spec", "explainer"], Shape::Metadata),
         ],
         beside: &[
             &["spec", "predictor", "minReplicas"],

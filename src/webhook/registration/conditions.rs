@@ -57,7 +57,7 @@ pub(super) fn changed(kind: &Kind) -> Test {
             annotations.any_key(MOST, "k", |key| {
                 let other = there.get(&["metadata", "annotations"]).key(key);
                 Test::all([
-                    key.starts_with(&Value::text(PREFIX)),
+                    key.starts_with(PREFIX),
                     annotations.key(key).is(&other).not(),
                 ])
             })
@@ -99,7 +99,7 @@ pub(super) fn relevant(kind: &Kind) -> Test {
             pods::ask_for_accelerators(of, pods::names_device),
             // One that is malformed is denied wherever it stands.
             Value::object().has(&["metadata", "annotations"], |annotations| {
-                annotations.any_key(MOST, "k", |key| key.starts_with(&Value::text(PREFIX)))
+                annotations.any_key(MOST, "k", |key| key.starts_with(PREFIX))
             }),
         ]),
         _ => Test::Constant(true),
@@ -213,8 +213,8 @@ impl Owner {
     /// Whether it is of one of some kinds, by group and kind.
     pub(super) fn is_of<'k>(&self, kinds: impl IntoIterator<Item = (&'k str, &'k str)>) -> Test {
         let kinds = kinds.into_iter().map(|(group, kind)| match group {
-            "" => format!("[^/]+ {kind}"),
-            group => format!("{}/[^/]+ {kind}", name_pattern(group)),
+            "" => format!("[^/ ]+ {kind}"),
+            group => format!("{}/[^/ ]+ {kind}", name_pattern(group)),
         });
         let pattern = format!("^({})$", kinds.collect::<Vec<_>>().join("|"));
         self.kind.has_match(&pattern)

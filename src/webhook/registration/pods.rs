@@ -18,9 +18,8 @@ use super::conditions::{MOST, metadata, read_by_rules};
 /// container.
 const RESOURCES: usize = 8;
 
-/// The most templates in a list, and the most containers of each list in one of those, that are looked
-/// through. What is looked through multiplies.
-const LISTED: (usize, usize) = (32, 8);
+/// The most templates in a list that are looked through.
+const TEMPLATES: usize = 16;
 
 /// The most characters of an image that is compared without its tag.
 const IMAGE: usize = 512;
@@ -47,8 +46,8 @@ pub(super) fn names_accelerator(resource: &Value, engines: &Engines) -> Test {
         (engines.accelerators.iter()).partition(|row| !row.prefix.is_empty());
     let known = resource.is_among(names.iter().map(|row| row.resource.as_str()));
     let prefixes = prefixes.iter().map(|row| row.prefix.as_str());
-    let begins = Test::any_text(prefixes, "x", |prefix| resource.starts_with(prefix));
-    Test::any([known, begins])
+    let begins = prefixes.map(|prefix| resource.starts_with(prefix));
+    Test::any([known].into_iter().chain(begins))
 }
 
 /// The values at the paths of all templates of one shape, in lists; and whether one of the object's lists is
@@ -58,7 +57,7 @@ fn all_of_shape(object: &Value, pods: &Pods, shape: Shape) -> (Vec<Value>, Test)
     let (listed, single): (Vec<&PodTemplates>, Vec<&PodTemplates>) =
         of_shape.partition(|one| !one.list.is_empty());
     let mut lists: Vec<Value> = (listed.iter())
-        .map(|one| object.elements(one.list, LISTED.0, "g", |element| element.get(one.path)))
+        .map(|one| object.elements(one.list, TEMPLATES, "g", |element| element.get(one.path)))
         .collect();
     let (mut beside, mut alone) = (BTreeMap::<&[&str], Vec<&str>>::new(), Vec::new());
     for one in single {
@@ -79,16 +78,18 @@ fn all_of_shape(object: &Value, pods: &Pods, shape: Shape) -> (Vec<Value>, Test)
     }
     let too_long = listed
         .iter()
-        .map(|one| object.has(one.list, |list| list.is_longer_than(LISTED.0)));
+        .map(|one| object.has(one.list, |list| list.is_longer_than(TEMPLATES)));
     (lists, Test::any(too_long))
 }
 
-/// The most containers of each list of a pod that are looked through.
+/// The most containers of each list of a pod that are looked through: the fewer the more pods there may be.
 fn most_containers(pods: &Pods) -> usize {
-    if pods.templates.iter().all(|one| one.list.is_empty()) {
-        MOST
+    if pods.templates.iter().any(|one| !one.list.is_empty()) {
+        MOST / 8
+    } else if pods.templates.len() > 1 {
+        MOST / 2
     } else {
-        LISTED.1
+        MOST
     }
 }
 
@@ -167,7 +168,7 @@ pub(super) fn run_differently(kind: &Kind, pods: &Pods) -> Test {
             let listed = pods.templates.iter().filter(|one| !one.beside.is_empty());
             parts.extend(listed.map(|one| {
                 object.get(one.list).named_as("w", |list| {
-                    list.each(LISTED.0, "g", |element| {
+                    list.each(TEMPLATES, "g", |element| {
                         Value::list(one.beside.iter().map(|path| element.get(path)))
                     })
                 })

@@ -127,20 +127,23 @@ struct Crowd {
     values: usize,
     /// Owners, of which the last is a controller.
     owners: usize,
-    /// Characters that each text and key has besides its own.
+    /// Characters that each text has besides its own.
     text: usize,
+    /// Characters that each name of a resource has besides its own.
+    name: usize,
 }
 
 /// As much as conditions look through, and texts as long as those in which they look for something.
 const LOOKED_THROUGH: Crowd = Crowd {
     elements: 64,
-    templates: 32,
+    templates: 16,
     containers: (8, 64),
     resources: 8,
     metrics: 32,
     values: 4,
     owners: 16,
     text: 100,
+    name: 100,
 };
 
 /// More of everything, within the 3 MiB that the API server takes.
@@ -153,6 +156,7 @@ const MORE: Crowd = Crowd {
     values: 100,
     owners: 65,
     text: 0,
+    name: 0,
 };
 
 /// One of everything.
@@ -165,6 +169,7 @@ const ONE: Crowd = Crowd {
     values: 1,
     owners: 1,
     text: 0,
+    name: 0,
 };
 
 /// What says which other members count: it keeps its value.
@@ -178,7 +183,25 @@ const WORDS: [&str; 7] = [
     "namePrefix",
 ];
 
+/// Characters that a name may have besides its own in a kind with a schema.
+const VALID: usize = 40;
+
 impl Crowd {
+    /// The same with as many containers of a kind as a condition looks through.
+    fn looked_through(mut self, kind: &Kind) -> Self {
+        if let Relevance::Accelerator(pods) = kind.relevance {
+            if pods.templates.iter().any(|one| !one.list.is_empty()) {
+                self.containers.1 = 8;
+            } else if pods.templates.len() > 1 {
+                self.containers.1 = 32;
+            }
+        }
+        if is_built_in(kind) {
+            self.name = VALID;
+        }
+        self
+    }
+
     /// An object of a kind with as much of everything.
     fn fill(&self, kind: &Kind, object: &Value) -> Value {
         let mut filled = object.clone();
@@ -213,7 +236,11 @@ impl Crowd {
     /// A map with names as long as they may be: the API server sees to that before it asks a validating
     /// webhook.
     fn map(&self, value: &Value, count: usize) -> Value {
-        let long = "x".repeat(self.text.min(40));
+        Self::map_of(self.text.min(VALID), value, count)
+    }
+
+    fn map_of(name: usize, value: &Value, count: usize) -> Value {
+        let long = "x".repeat(name);
         let entry = |index: usize| (format!("a.b/k{index}{long}"), value.clone());
         (0..count).map(entry).collect()
     }
@@ -273,6 +300,10 @@ impl Crowd {
             (0..count).map(container).collect()
         };
         let mut pod = json!({"containers": containers("c"), "initContainers": containers("i")});
+        // An accelerator, after everything else.
+        let accelerator = json!({"huawei.com/Ascend910": "1"});
+        pod["initContainers"][count - 1]["resources"] =
+            json!({"limits": accelerator, "requests": accelerator});
         if let Some(policy) = other.get("restartPolicy") {
             pod["restartPolicy"] = policy.clone();
         }
@@ -280,7 +311,7 @@ impl Crowd {
     }
 
     fn resources(&self) -> Value {
-        let names = self.map(&json!("1"), self.resources);
+        let names = Self::map_of(self.name, &json!("1"), self.resources);
         json!({"limits": names, "requests": names})
     }
 
@@ -337,7 +368,11 @@ impl Crowd {
     /// The same with texts so long that an object is about as large as the API server takes.
     fn of_long_texts(self, kind: &Kind, object: &Value) -> Self {
         const MOST: usize = 2_800_000;
-        let with = |text: usize| Self { text, ..self };
+        let with = |text: usize| Self {
+            text,
+            name: if is_built_in(kind) { VALID } else { text },
+            ..self
+        };
         let size = |text: usize| with(text).fill(kind, object).to_string().len();
         let (least, each) = (size(0), size(1) - size(0));
         with(MOST.saturating_sub(least) / each)
@@ -377,13 +412,14 @@ fn no_condition_costs_too_much(policy: Policy, long_texts: bool) -> Result<()> {
         } else {
             full
         };
+        let looked_through = LOOKED_THROUGH.looked_through(kind);
         let mut crowds = vec![
-            ("what is looked through", LOOKED_THROUGH),
+            ("what is looked through", looked_through),
             ("more than that", MORE),
         ];
         if long_texts {
             crowds.extend([
-                ("long texts", LOOKED_THROUGH.of_long_texts(kind, &full)),
+                ("long texts", looked_through.of_long_texts(kind, &full)),
                 ("one long text of each", ONE.of_long_texts(kind, &full)),
             ]);
         }
@@ -404,7 +440,11 @@ fn no_condition_costs_too_much(policy: Policy, long_texts: bool) -> Result<()> {
             if created.is_some_and(|created| created.accepted()) {
                 let name = format!("{}.{}/held-{index}", kind.resource, kind.group);
                 let mut update = kubectl.get(&name)?;
-                update["metadata"]["labels"]["gangplank.dev/model-server"] = json!("true");
+                // Nothing that makes its pods run differently.
+                update["metadata"]["annotations"]["example.com/note"] = json!("x");
+                if !is_built_in(kind) {
+                    update["spec"]["other"] = json!("x");
+                }
                 updates.push((kind, format!("UPDATE with {what}"), update));
             }
             creates.push((kind, format!("CREATE with {what}"), object));
