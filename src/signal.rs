@@ -206,8 +206,11 @@ impl<'a> Reader<'a> {
         if text.len() > LONGEST_NAME || !text.chars().all(is_name) {
             return None;
         }
-        let known = self.name(text, &[]);
-        (!known.exporter.is_empty()).then_some(known)
+        // Nearly none is, and what its words mean is read only then.
+        self.budget.spend(64 + 8 * text.len());
+        let found = self.catalog.find(&Name::read(text, self.budget), &[])?;
+        let known = (!found.exporter.is_empty()).then(|| self.name(text, &[]));
+        known.filter(|known| !known.exporter.is_empty())
     }
 }
 

@@ -415,8 +415,8 @@ impl Layer {
             return None;
         }
         for candidate in name.candidates() {
-            let index = self.plain.get(&candidate.key()).copied().or_else(|| {
-                let spelling = candidate.spelling();
+            let index = self.plain.get(&candidate.concat()).copied().or_else(|| {
+                let spelling = candidate.join("_");
                 self.patterns
                     .iter()
                     .find(|(pattern, _)| glob(pattern.as_bytes(), spelling.as_bytes()))

@@ -1,5 +1,7 @@
 //! Metric names, whatever adapter, cloud or query language they were written for.
 
+use std::{borrow::Cow, iter::successors};
+
 use super::work::Placeholders;
 use crate::budget::Budget;
 
@@ -100,13 +102,6 @@ impl Name {
         }
     }
 
-    fn of(words: &[String]) -> Self {
-        Self {
-            words: words.to_vec(),
-            placeholder: false,
-        }
-    }
-
     /// The words, in lower case.
     pub fn words(&self) -> &[String] {
         &self.words
@@ -127,36 +122,28 @@ impl Name {
         self.words.concat()
     }
 
-    /// The name itself, then without the words that collectors and aggregation add.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = Self> {
+    /// The words of the name itself, then without those that collectors and aggregation add.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &[String]> {
         let words = self.words.as_slice();
-        let mut starts = vec![words];
-        match words {
+        let shorter = match words {
             // Domains whose dots became something else.
-            [domain, io, rest @ ..] if domain == "kubernetes" && io == "io" => starts.push(rest),
-            [_, apis, com, rest @ ..] if apis == "googleapis" && com == "com" => starts.push(rest),
-            [first, rest @ ..] if PREFIXES.contains(&first.as_str()) => starts.push(rest),
-            _ => {}
-        }
-        starts.retain(|start| !start.is_empty());
-        let mut out: Vec<Self> = Vec::new();
-        for start in starts {
-            let mut rest = start;
-            out.push(Self::of(rest));
-            // Three at most: `_seconds_bucket_avg`.
-            for _ in 0..3 {
-                let Some((last, shorter)) = rest.split_last() else {
-                    break;
-                };
-                if shorter.is_empty() || !SUFFIXES.contains(&last.as_str()) {
-                    break;
-                }
-                rest = shorter;
-                out.push(Self::of(rest));
-            }
-        }
-        out.into_iter()
+            [domain, io, rest @ ..] if domain == "kubernetes" && io == "io" => rest,
+            [_, apis, com, rest @ ..] if apis == "googleapis" && com == "com" => rest,
+            [first, rest @ ..] if PREFIXES.contains(&first.as_str()) => rest,
+            _ => &[],
+        };
+        let starts = [words, shorter].into_iter();
+        // Three at most: `_seconds_bucket_avg`.
+        starts
+            .filter(|start| !start.is_empty())
+            .flat_map(|start| successors(Some(start), without_last).take(4))
     }
+}
+
+/// The words without a last one that aggregation appends.
+fn without_last<'w>(words: &&'w [String]) -> Option<&'w [String]> {
+    let (last, rest) = words.split_last()?;
+    (!rest.is_empty() && SUFFIXES.contains(&last.as_str())).then_some(rest)
 }
 
 fn is_domain(segment: &str) -> bool {
@@ -174,7 +161,10 @@ fn is_type(segment: &str) -> bool {
 }
 
 /// Blanks out `${X}`, `$X`, `$(X)`, `{{ x }}`, `[[x]]` and `<X>`, and says whether there was one.
-fn without_placeholders(raw: &str, budget: &Budget) -> (String, bool) {
+fn without_placeholders<'r>(raw: &'r str, budget: &Budget) -> (Cow<'r, str>, bool) {
+    if !raw.contains(['$', '{', '[', '<']) {
+        return (raw.into(), false);
+    }
     let mut text = String::with_capacity(raw.len());
     let mut found = false;
     let mut placeholders = Placeholders::new(budget);
@@ -199,14 +189,14 @@ fn without_placeholders(raw: &str, budget: &Budget) -> (String, bool) {
             rest = rest.get(c.len_utf8()..).unwrap_or_default();
         }
     }
-    (text, found)
+    (text.into(), found)
 }
 
 /// The words of a text: split at everything but letters and digits, and at humps.
 pub(crate) fn words(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     for part in text.split(|c: char| !c.is_ascii_alphanumeric()) {
-        let mut word = String::new();
+        let mut word = String::with_capacity(part.len());
         let mut chars = part.chars().peekable();
         let mut before = None;
         while let Some(c) = chars.next() {
@@ -292,7 +282,7 @@ mod tests {
     #[test]
     fn an_aggregate_is_looked_up_under_its_source_too() {
         let name = Name::new("ray_vllm_time_to_first_token_seconds_bucket_p95");
-        let all: Vec<_> = name.candidates().map(|name| name.spelling()).collect();
+        let all: Vec<_> = name.candidates().map(|words| words.join("_")).collect();
         assert!(
             all.contains(&"vllm_time_to_first_token".to_owned()),
             "{all:?}"

@@ -463,7 +463,7 @@ fn prepare(query: &str, cut: bool, budget: &Budget) -> Prepared {
     let fits = symbols <= MOST_SYMBOLS && deepest <= DEEPEST;
     if fits {
         // The parser takes time by its text and by the square of its operators.
-        budget.spend(8 * out.len() + symbols * symbols);
+        budget.spend(8 * out.len() + 2 * symbols * symbols);
         Prepared {
             query: Some(out),
             costly,

@@ -66,7 +66,7 @@ impl Source {
 /// Steps that a source costs beside its text: it is copied, and findings may repeat it.
 const SOURCE: usize = 500;
 /// Steps that each signal costs beside its text: the rules compare them, and may report each.
-const SIGNAL: usize = 1_500;
+const SIGNAL: usize = 6_000;
 
 /// Names that are still found once the budget is spent.
 const MOST_EXACT: usize = 1_000;
@@ -125,14 +125,14 @@ impl<'r> Judged<'r> {
     fn add(
         &mut self,
         (scope, inert): (&str, bool),
-        path: &FieldPath,
+        path: impl Fn() -> FieldPath,
         text: &str,
         judge: impl FnOnce(&'r Reader<'r>) -> Option<Source>,
     ) {
         let reader = self.reader;
         if reader.budget.is_spent() {
             let known = (reader.budget)
-                .on(|| path.clone(), || reader.exact(text))
+                .on(&path, || reader.exact(text))
                 .filter(|signal| signal.class.is_device_load());
             let Some(signal) = known else { return };
             let key = (scope.to_owned(), inert, signal.identity);
@@ -140,39 +140,45 @@ impl<'r> Judged<'r> {
                 return;
             }
         }
-        let source = reader.budget.on(
-            || path.clone(),
-            || {
-                let source = judge(reader);
-                let signals = source.as_ref().map_or(0, |source| source.signals.len());
-                reader.budget.spend(SOURCE + text.len() + SIGNAL * signals);
-                source
-            },
-        );
+        let source = reader.budget.on(path, || {
+            let source = judge(reader);
+            let signals = source.as_ref().map_or(0, |source| source.signals.len());
+            reader.budget.spend(SOURCE + text.len() + SIGNAL * signals);
+            source
+        });
         self.list.extend(source);
     }
 
     fn metric(&mut self, metric: MetricSource) {
         let (name, path) = (metric.name.clone(), metric.path.clone());
         let scope = metric.source.as_str();
-        self.add((scope, false), &path, &name, |reader| {
-            Some(of_metric(reader, metric))
-        });
+        self.add(
+            (scope, false),
+            || path.clone(),
+            &name,
+            |reader| Some(of_metric(reader, metric)),
+        );
     }
 
     fn pod_metric(&mut self, metric: PodMetric) {
         let (name, path) = (metric.name.clone(), metric.path.clone());
         let scope = metric.source.clone();
-        self.add((&scope, false), &path, &name, |reader| {
-            Some(of_pod_metric(reader, metric))
-        });
+        self.add(
+            (&scope, false),
+            || path.clone(),
+            &name,
+            |reader| Some(of_pod_metric(reader, metric)),
+        );
     }
 
     fn policy_metric(&mut self, metric: PolicyMetric) {
         let (text, path) = (metric.text.clone(), metric.path.clone());
-        self.add(("", metric.unused), &path, &text, |reader| {
-            Some(of_policy_metric(reader, metric))
-        });
+        self.add(
+            ("", metric.unused),
+            || path.clone(),
+            &text,
+            |reader| Some(of_policy_metric(reader, metric)),
+        );
     }
 
     fn trigger(&mut self, trigger: &Arc<Trigger>) {
@@ -203,40 +209,39 @@ impl<'r> Judged<'r> {
             return;
         }
         for Reading { key, text, how } in scaled_object::readings(trigger) {
-            let key = key.as_deref();
             let path =
-                key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key));
-            self.add(of, &path, &text, |reader| match how {
+                || key.map_or_else(|| trigger.path.clone(), |key| trigger.path.clone().key(key));
+            self.add(of, path, text, |reader| match how {
                 How::Query(dialect) => {
-                    let signals = reader.query(dialect, &text);
+                    let signals = reader.query(dialect, text);
                     let place = trigger.place().filter(|(_, place)| {
                         signals.iter().all(|signal| signal.class == Class::Neutral)
-                            && is_device_load(place, &text)
+                            && is_device_load(place, text)
                     });
                     let (signals, note) = match place {
                         Some((what, place)) => (
-                            vec![Signal::opaque(&text)],
+                            vec![Signal::opaque(text)],
                             Some(format!("its {what} is {place}")),
                         ),
                         None => (signals, None),
                     };
-                    Some(source(key, &text, signals, note))
+                    Some(source(key, text, signals, note))
                 }
                 How::Key => {
-                    let signal = reader.name(&text, &[]);
-                    let value = key.and_then(|key| trigger.get(key)).unwrap_or(&text);
+                    let signal = reader.name(text, &[]);
+                    let value = key.and_then(|key| trigger.get(key)).unwrap_or(text);
                     let wrong = signal.class.is_device_load();
                     wrong.then(|| source(key, value, vec![signal], None))
                 }
                 How::Elsewhere => Some(source(
                     key,
                     &trigger.kind,
-                    vec![Signal::opaque(&text)],
-                    Some(text.clone()),
+                    vec![Signal::opaque(text)],
+                    Some(text.to_owned()),
                 )),
                 How::Host => {
-                    let host = Signal::new(&text, text.clone(), Some(Meaning::Host), "");
-                    Some(source(key, &text, vec![host], None))
+                    let host = Signal::new(text, text.to_owned(), Some(Meaning::Host), "");
+                    Some(source(key, text, vec![host], None))
                 }
             });
         }

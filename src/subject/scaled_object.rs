@@ -31,11 +31,11 @@ pub struct Trigger {
 
 /// What one trigger says about its metric, in one place.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reading {
+pub struct Reading<'t> {
     /// The metadata key; none where the trigger as a whole says it.
-    pub key: Option<String>,
+    pub key: Option<&'t str>,
     /// The text.
-    pub text: String,
+    pub text: &'t str,
     /// How it says it.
     pub how: How,
 }
@@ -175,24 +175,24 @@ impl Trigger {
 }
 
 /// What a trigger says about its metric. Empty for triggers that count work in a queue.
-pub fn readings(trigger: &Trigger) -> Vec<Reading> {
-    let at = |key: &str, how: How| {
+pub fn readings(trigger: &Trigger) -> Vec<Reading<'_>> {
+    fn at<'t>(trigger: &'t Trigger, key: &'t str, how: How) -> Option<Reading<'t>> {
         trigger
             .get(key)
             .filter(|text| !text.trim().is_empty())
             .map(|text| Reading {
-                key: Some(key.to_owned()),
-                text: text.to_owned(),
+                key: Some(key),
+                text,
                 how,
             })
-    };
-    let query = |key: &str, dialect: Dialect| at(key, How::Query(dialect));
-    let elsewhere = |text: &str| Reading {
+    }
+    let query = |key, dialect: Dialect| at(trigger, key, How::Query(dialect));
+    let elsewhere = |text| Reading {
         key: None,
-        text: text.to_owned(),
+        text,
         how: How::Elsewhere,
     };
-    let mut out: Vec<Reading> = Vec::new();
+    let mut out = Vec::new();
     match trigger.kind.as_str() {
         "prometheus" => {
             out.extend(query("query", Dialect::PromQl));
@@ -203,8 +203,8 @@ pub fn readings(trigger: &Trigger) -> Vec<Reading> {
                     .find_map(|pair| pair.trim().strip_prefix("query="))
             });
             out.extend(parameter.map(|text| Reading {
-                key: Some("queryParameters".to_owned()),
-                text: text.to_owned(),
+                key: Some("queryParameters"),
+                text,
                 how: How::Query(Dialect::PromQl),
             }));
         }
@@ -291,7 +291,7 @@ pub fn readings(trigger: &Trigger) -> Vec<Reading> {
         kind if is_host(kind) => {
             out.push(Reading {
                 key: None,
-                text: kind.to_owned(),
+                text: kind,
                 how: How::Host,
             });
         }
@@ -371,7 +371,7 @@ fn counts_work(kind: &str) -> bool {
 }
 
 /// Metadata of a scaler outside KEDA: all of them are passed through to it.
-fn foreign(trigger: &Trigger, out: &mut Vec<Reading>) {
+fn foreign<'t>(trigger: &'t Trigger, out: &mut Vec<Reading<'t>>) {
     const NOT_A_SIGNAL: &[&str] = &[
         "scalerAddress",
         "caCert",
@@ -399,9 +399,9 @@ fn foreign(trigger: &Trigger, out: &mut Vec<Reading>) {
             continue;
         }
         let plain = key.strip_suffix("FromEnv").unwrap_or(key);
-        let reading = |text: &str, how: How| Reading {
-            key: Some(key.clone()),
-            text: text.to_owned(),
+        let reading = |text, how| Reading {
+            key: Some(key.as_str()),
+            text,
             how,
         };
         out.push(reading(plain, How::Key));
@@ -440,7 +440,10 @@ mod tests {
         all(json!({"triggers": [{"type": kind, "metadata": metadata}]}))
             .iter()
             .flat_map(readings)
-            .map(|reading| (reading.key, reading.text, reading.how))
+            .map(|reading| {
+                let key = reading.key.map(str::to_owned);
+                (key, reading.text.to_owned(), reading.how)
+            })
             .collect()
     }
 
