@@ -434,10 +434,10 @@ fn no_condition_costs_too_much(policy: Policy, long_texts: bool) -> Result<()> {
             // As large as what etcd stores.
             let held = named(kind, object.clone(), &format!("held-{index}"), &namespace);
             let is_small = held.to_string().len() < 1_400_000;
-            let created = is_small
+            let answer = is_small
                 .then(|| kubectl.create(&held.to_string()))
                 .transpose()?;
-            if created.is_some_and(|created| created.accepted()) {
+            if answer.is_some_and(|answer| answer.accepted()) {
                 let name = format!("{}.{}/held-{index}", kind.resource, kind.group);
                 let mut update = kubectl.get(&name)?;
                 // Nothing that makes its pods run differently.
