@@ -456,6 +456,8 @@ impl<'b> Environment<'b> {
         }
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
+        // Where one reference is not closed, no later one is: the text is not searched for each.
+        let mut closed = true;
         while let Some(dollar) = rest.find('$') {
             let (before, from) = rest.split_at(dollar);
             out.push_str(before);
@@ -464,6 +466,7 @@ impl<'b> Environment<'b> {
                 rest = after;
             } else if let Some((name, after)) = from
                 .strip_prefix("$(")
+                .filter(|_| closed)
                 .and_then(|inner| inner.split_once(')'))
             {
                 match self.variables.get(name).map(|(value, _)| value) {
@@ -478,6 +481,7 @@ impl<'b> Environment<'b> {
                 }
                 rest = after;
             } else {
+                closed &= !from.starts_with("$(");
                 out.push('$');
                 rest = from.get(1..).unwrap_or_default();
             }

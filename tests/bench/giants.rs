@@ -290,6 +290,9 @@ pub(crate) fn giants() -> Vec<(&'static str, Giant)> {
         ("a long script", |n| {
             script(&"vllm serve m -tp 8 & ".repeat(n.min(3_000)))
         }),
+        ("references that are not closed", |n| {
+            script(&"$(".repeat(n))
+        }),
         ("scripts", |n| {
             server(|pod| {
                 pod["containers"] = list(n.div_ceil(3_000), |index| {
