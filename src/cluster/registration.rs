@@ -330,17 +330,24 @@ impl Upkeep {
     ) -> Result<State, ClusterError> {
         self.claim(wanted, seen).await?;
         let mut state = State::default();
+        // One that cannot be written keeps nobody from the other.
+        let mut failure = None;
         for wanted in self.wanted(wanted)? {
-            match seen.objects.get(&wanted.side) {
+            let written = match seen.objects.get(&wanted.side) {
                 Some(object) => {
                     let written = self.keep(&wanted, object, tolerated, cause, &mut state);
-                    written.await?;
+                    written.await
                 }
-                None => self.make(&wanted, cause, &mut state).await?,
+                None => self.make(&wanted, cause, &mut state).await,
+            };
+            match written {
+                Err(error) if error.is_conflict() => return Err(error),
+                Err(error) => failure = failure.or(Some(error)),
+                Ok(()) => {}
             }
         }
         self.teller.tell(&state, seen);
-        Ok(state)
+        failure.map_or(Ok(state), Err)
     }
 
     fn wanted(&self, wanted: &Configurations) -> Result<[Wanted; 2], ClusterError> {
