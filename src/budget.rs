@@ -63,7 +63,7 @@ impl Budget {
         let mut path = FieldPath::new();
         let mut steps = self.spent();
         loop {
-            // What has most of the cost is the one that is left when costs of different ones cancel out.
+            // The step that has more than half of the cost is left over when costs of different steps cancel out.
             let (mut most, mut lead) = (None, 0);
             for (segments, cost) in &below {
                 let step = segments.first();

@@ -14,7 +14,7 @@
 use std::fmt::Write as _;
 
 /// The most characters of a text in which a regular expression is looked for.
-pub(crate) const LONG: usize = 128;
+const LONG: usize = 128;
 
 /// A CEL expression of type bool that never fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,7 +264,7 @@ impl Value {
         ))
     }
 
-    /// Whether it is a list of at most `most` elements, each called `variable`, and the lists that these have
+    /// Holds where it is a list of at most `most` elements, each called `variable`, and the lists that these have
     /// at a path have more than `all` elements together.
     pub(crate) fn holds_more_than(
         &self,
@@ -423,12 +423,12 @@ impl Value {
         Self(format!("{} + ' ' + {}", self.0, other.0))
     }
 
-    /// Whether it is a text of at most `most` characters.
+    /// Holds where it is a text of at most `most` characters.
     pub(crate) fn is_text_within(&self, most: usize) -> Test {
         self.if_text(format!("size({}) <= {most}", self.0))
     }
 
-    /// Whether it is a text that begins with another: it is in the order of texts not before that one, and
+    /// Holds where it is a text that begins with another: it is in the order of texts not before that one, and
     /// before the next that does not. `startsWith` would cost the length of the text.
     pub(crate) fn starts_with(&self, prefix: &str) -> Test {
         let (text, from) = (&self.0, literal(prefix));
@@ -446,14 +446,14 @@ impl Value {
         self.if_text(format!("{}.contains({})", self.0, literal(part)))
     }
 
-    /// Whether it is a text that has a match of an RE2 expression, or a long one.
+    /// Holds where it is a text that has a match of an RE2 expression, or a long one.
     pub(crate) fn matches(&self, pattern: &str) -> Test {
         let long = Test::Text(format!("size({}) > {LONG}", self.0));
         let found = Test::any([long, self.has_match(pattern)]);
         self.if_text(found.into_text())
     }
 
-    /// Whether it has a match of an RE2 expression; it is known to be a text, and bounded.
+    /// Holds where it has a match of an RE2 expression; it is known to be a text, and bounded.
     pub(crate) fn has_match(&self, pattern: &str) -> Test {
         Test::Text(format!("{}.matches({})", self.0, literal(pattern)))
     }

@@ -41,7 +41,8 @@ pub enum ClusterError {
     #[error(
         "the webhook configurations {name:?} belong to another install, {theirs:?}, and this is \
          {ours:?}: give one of the two another --registration-name; or, to take them over (as after \
-         a change of --url or --service), stop the other and run `gangplank serve --unregister --registration-name={name}`"
+         a change of --url or --service), stop the other and run `gangplank serve --unregister \
+         --registration-name={name}`"
     )]
     Another {
         /// What they are called.

@@ -209,8 +209,7 @@ impl<'a> Reader<'a> {
         // Nearly none is, and what its words mean is read only then.
         self.budget.spend(64 + 8 * text.len());
         let found = self.catalog.find(&Name::read(text, self.budget), &[])?;
-        let known = (!found.exporter.is_empty()).then(|| self.name(text, &[]));
-        known.filter(|known| !known.exporter.is_empty())
+        (!found.exporter.is_empty()).then(|| self.name(text, &[]))
     }
 }
 

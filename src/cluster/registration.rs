@@ -341,6 +341,7 @@ impl Upkeep {
                 None => self.make(&wanted, cause, &mut state).await,
             };
             match written {
+                // Whoever wrote it may be another install, to which the other one belongs too.
                 Err(error) if error.is_conflict() => return Err(error),
                 Err(error) => failure = failure.or(Some(error)),
                 Ok(()) => {}

@@ -338,13 +338,7 @@ fn match_conditions_hold_with_every_optional_member_absent_and_with_ten_thousand
             "ownerReferences": [{"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
                 "name": "full", "uid": "u", "controller": true}],
         });
-        if is_built_in(kind) && full["spec"]["template"].is_object() {
-            // What the API server itself asks of it.
-            full["spec"]["template"]["metadata"]["labels"] = json!({"app": "chat"});
-            if kind.kind == "Job" {
-                full["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
-            }
-        }
+        let mut full = valid(kind, full);
         if kind.namespaced {
             full["metadata"]["namespace"] = json!(namespace);
         }
@@ -451,6 +445,19 @@ fn denied(policy: &Policy, facts: &Facts, object: &Value, old: Option<&Value>) -
     };
     let review = review(policy, facts, &subject, now());
     (review.verdict() == Verdict::Deny).then(|| review.rules(|_| true))
+}
+
+/// An object as the API server itself asks for it, where it knows the kind.
+fn valid(kind: &Kind, mut object: Value) -> Value {
+    if is_built_in(kind) && object["spec"]["template"].is_object() {
+        object["spec"]["template"]["metadata"]["labels"] = json!({"app": "chat"});
+        if kind.kind == "Job" {
+            object["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+        } else {
+            object["spec"]["selector"] = json!({"matchLabels": {"app": "chat"}});
+        }
+    }
+    object
 }
 
 /// The kind of an object in a version that we are registered for.

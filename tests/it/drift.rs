@@ -85,6 +85,13 @@ fn event(cluster: &Cluster, reason: &str, kind: &str, parts: &[&str]) -> Result<
     )
 }
 
+/// Waits until the entries of a configuration are again what they were.
+fn is_undone(cluster: &Cluster, object: &str, before: &[Value]) -> Result<()> {
+    eventually(format_args!("{object} is as it was"), SOON, || {
+        (webhooks(cluster, object).ok()? == before).then_some(())
+    })
+}
+
 /// The place of an entry that may refuse a write.
 fn blocking(entries: &[Value]) -> Result<usize> {
     let blocks = |entry: &Value| entry["failurePolicy"] == "Fail";
@@ -177,10 +184,8 @@ fn what_others_change_is_put_right_at_once_and_told() -> Result<()> {
             manager
         };
         patch(&cluster, VALIDATING, by, &change)?;
-        eventually(format_args!("{change} is undone"), SOON, || {
-            (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
-        })
-        .with_context(|| gangplank.log())?;
+        is_undone(&cluster, VALIDATING, &before)
+            .with_context(|| format!("{change}\n{}", gangplank.log()))?;
         let told = format!("{field}, by {manager:?}");
         said(&gangplank, "/readyz?verbose", &told)?;
         let counted = format!(
@@ -235,9 +240,7 @@ fn what_one_manager_changes_again_and_again_is_left_and_told() -> Result<()> {
     }]);
     for _ in 0..3 {
         patch(&cluster, VALIDATING, "stubborn", &narrow)?;
-        eventually("it is undone", SOON, || {
-            (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
-        })?;
+        is_undone(&cluster, VALIDATING, &before)?;
     }
     patch(&cluster, VALIDATING, "stubborn", &narrow)?;
     said(
@@ -271,9 +274,7 @@ fn what_one_manager_changes_again_and_again_is_left_and_told() -> Result<()> {
         "op": "add", "path": format!("/webhooks/{at}/failurePolicy"), "value": "Ignore",
     }]);
     patch(&cluster, VALIDATING, "other", &ignoring)?;
-    eventually("the other is undone", SOON, || {
-        (webhooks(&cluster, VALIDATING).ok()? == narrowed).then_some(())
-    })?;
+    is_undone(&cluster, VALIDATING, &narrowed)?;
     // Another process knows as much.
     let second = start(&cluster, &args)?;
     said(
@@ -344,9 +345,7 @@ fn what_clouds_and_the_policy_add_to_namespace_selectors_stays() -> Result<()> {
         "op": "add", "path": format!("/webhooks/{at}/failurePolicy"), "value": "Ignore",
     }]);
     patch(&cluster, VALIDATING, "other", &ignoring)?;
-    eventually("the other is undone", SOON, || {
-        (webhooks(&cluster, VALIDATING).ok()? == wanted).then_some(())
-    })?;
+    is_undone(&cluster, VALIDATING, &wanted)?;
     assert_eq!(self::generation(&cluster, VALIDATING)?, generation + 2);
 
     // Nor does another policy; without the row that one goes.
@@ -550,10 +549,7 @@ fn what_is_replaced_again_and_again_is_left_whoever_it_says_wrote_it() -> Result
     };
     for _ in 0..3 {
         replace()?;
-        eventually("it is undone", SOON, || {
-            (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
-        })
-        .with_context(|| gangplank.log())?;
+        is_undone(&cluster, VALIDATING, &before).with_context(|| gangplank.log())?;
     }
     replace()?;
     for field in ["objectSelector", "metadata"] {
@@ -579,10 +575,7 @@ fn what_is_written_in_the_name_of_a_replica_is_told_and_put_right_soon() -> Resu
             "value": {"matchLabels": {"asked": "yes"}}},
     ]);
     patch(&cluster, VALIDATING, "gangplank", &forged)?;
-    eventually("it is undone", SOON, || {
-        (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
-    })
-    .with_context(|| gangplank.log())?;
+    is_undone(&cluster, VALIDATING, &before).with_context(|| gangplank.log())?;
     said(&gangplank, "/readyz?verbose", "webhook configurations: ok")?;
     let kind = "ValidatingWebhookConfiguration";
     let told = "objectSelector, by \"gangplank\"";
@@ -624,9 +617,7 @@ fn metadata_is_put_right_and_left_like_entries() -> Result<()> {
         {"op": "replace", "path": "/webhooks/0/reinvocationPolicy", "value": "Never"},
     ]);
     patch(&cluster, MUTATING, "once", &once)?;
-    eventually("the other is undone", SOON, || {
-        (webhooks(&cluster, MUTATING).ok()? == before).then_some(())
-    })?;
+    is_undone(&cluster, MUTATING, &before)?;
     assert_eq!(label()?, "other");
     said(&gangplank, "/readyz?verbose", &left)?;
     Ok(())
@@ -670,9 +661,7 @@ fn replicas_with_different_policies_do_not_write_over_each_other() -> Result<()>
     let generation = generation(&cluster, VALIDATING)?;
     let hasty = json!([{"op": "replace", "path": "/webhooks/0/timeoutSeconds", "value": 1}]);
     patch(&cluster, VALIDATING, "other", &hasty)?;
-    eventually("it is undone", SOON, || {
-        (webhooks(&cluster, VALIDATING).ok()? == before).then_some(())
-    })?;
+    is_undone(&cluster, VALIDATING, &before)?;
     said(&older, "/readyz?verbose", "timeoutSeconds, by \"other\"")?;
     assert_eq!(self::generation(&cluster, VALIDATING)?, generation + 2);
     Ok(())

@@ -42,7 +42,7 @@ const EVENTS: usize = 32;
 pub struct Drift {
     /// Of which configuration.
     pub side: Side,
-    /// The entry and its field, or [`CONFIGURATION`] for all of it.
+    /// The entry and its field, or [`super::CONFIGURATION`] for all of it.
     pub difference: Difference,
     /// Who wrote it, as the managed fields say.
     pub manager: String,

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::overheard::Overheard;
 
-use super::{Write, is_built_in, named, specimens, strict, without_schemas};
+use super::{Write, is_built_in, named, specimens, strict, valid, without_schemas};
 
 /// Every list and every map of an object with more members than a condition looks through, and with as
 /// many as it does. Containers and limits are so many that conditions would fail if they looked.
@@ -379,19 +379,6 @@ impl Crowd {
     }
 }
 
-/// An object of a built-in kind as the API server takes it.
-fn valid(kind: &Kind, mut full: Value) -> Value {
-    if full["spec"]["template"].is_object() {
-        full["spec"]["template"]["metadata"]["labels"] = json!({"app": "chat"});
-        if kind.kind == "Job" {
-            full["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
-        } else {
-            full["spec"]["selector"] = json!({"matchLabels": {"app": "chat"}});
-        }
-    }
-    full
-}
-
 /// Whether a name is one that says what stands beside it.
 fn is_word(name: &str) -> bool {
     ["cpu", "memory"].contains(&name)
@@ -406,12 +393,7 @@ fn no_condition_costs_too_much(policy: Policy, long_texts: bool) -> Result<()> {
     let (mut creates, mut updates): (Vec<Write>, Vec<Write>) = (Vec::new(), Vec::new());
     let mut largest = 0;
     for (kind, full) in specimens()? {
-        let full = named(kind, full, "full", &namespace);
-        let full = if is_built_in(kind) {
-            valid(kind, full)
-        } else {
-            full
-        };
+        let full = valid(kind, named(kind, full, "full", &namespace));
         let looked_through = LOOKED_THROUGH.looked_through(kind);
         let mut crowds = vec![
             ("what is looked through", looked_through),
